@@ -1,0 +1,1 @@
+"""Load-balancing policies, pure: who gets the next request."""

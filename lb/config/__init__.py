@@ -1,0 +1,1 @@
+"""The configuration file: its shape, its errors with positions, its differences."""

@@ -1,0 +1,235 @@
+"""The words that everything else is written in: plain, immutable values.
+
+Configuration (with units, positions, documentation) lives in `lb.config`; what is here is
+what a worker needs in order to serve, with every unit resolved: seconds, bytes, shares of 1.
+An edition carries these values as JSON; `from_plain` turns its mappings back into them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """What the registry says of a backend: a person's intent."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    DISABLED = "disabled"
+
+
+class Health(StrEnum):
+    """Whether this instance can use an endpoint now: what its probes showed."""
+
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    CHECKING = "checking"
+    UNCHECKED = "unchecked"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """
+    One address that a worker connects to, of one backend.
+
+    `key` is the backend's identity in URLs, metrics and hashing; `address` is `ip:port`,
+    `[ip6]:port` or `unix:/path`. Where a backend has several endpoints each has its own
+    `address` under the same `key`. `weight` is this endpoint's own share.
+    """
+
+    key: str
+    address: str
+    weight: int = 1
+    state: State = State.ACTIVE
+    backup: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerLimits:
+    connections: int = 10_000  # per instance; a worker is dealt its share
+    header_bytes: int = 32 * 1024
+    headers: int = 100
+    request_line: int = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTimeouts:
+    """Seconds. `header`: first byte to end of head; `stall`: no progress of a body either way."""
+
+    header: float = 10.0
+    stall: float = 30.0
+    idle: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    name: str
+    addresses: tuple[str, ...]
+    upstream: str | None = None
+    ready_path: str | None = None
+    limits: ListenerLimits = field(default_factory=ListenerLimits)
+    timeouts: ListenerTimeouts = field(default_factory=ListenerTimeouts)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Listener:
+        return cls(
+            name=plain["name"],
+            addresses=tuple(plain["addresses"]),
+            upstream=plain["upstream"],
+            ready_path=plain["ready_path"],
+            limits=ListenerLimits(**plain["limits"]),
+            timeouts=ListenerTimeouts(**plain["timeouts"]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """An answer of our own, given instead of asking an upstream."""
+
+    status: int
+    location: str | None = None
+    body: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """
+    Which requests go to which upstream.
+
+    `listeners` empty: all. `hosts`: exact names or `*.suffix`, lower case. `path`: `/v1`
+    (a prefix of whole segments), `=/x` (exact), `~^/x$` (regular expression), None: any.
+    `headers`: lower-case name and exact value. One of `upstream`, `split` and `respond` is set;
+    `split` holds upstream and share (shares of 1, summing to 1) in the file's order.
+    """
+
+    name: str
+    listeners: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    path: str | None = None
+    methods: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    upstream: str | None = None
+    split: tuple[tuple[str, float], ...] = ()
+    split_by: str = "client_ip"
+    respond: Respond | None = None
+    body_max: int | None = None
+    timeout: float = 0.0
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Route:
+        respond = plain["respond"]
+        return cls(
+            name=plain["name"],
+            listeners=tuple(plain["listeners"]),
+            hosts=tuple(plain["hosts"]),
+            path=plain["path"],
+            methods=tuple(plain["methods"]),
+            headers=tuple((name, value) for name, value in plain["headers"]),
+            upstream=plain["upstream"],
+            split=tuple((name, share) for name, share in plain["split"]),
+            split_by=plain["split_by"],
+            respond=None if respond is None else Respond(**respond),
+            body_max=plain["body_max"],
+            timeout=plain["timeout"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """`attempts` counts all tries, the first included; `budget` is a share of active requests."""
+
+    attempts: int = 2
+    budget: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTimeouts:
+    """Seconds. `connect`; `response`: to the end of the response head; `stall`: between reads."""
+
+    connect: float = 3.0
+    response: float = 30.0
+    stall: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """Of connections to backends, per endpoint and worker."""
+
+    idle_max: int = 64
+    idle: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Seconds that running exchanges keep a backend that is leaving: asked to end, then cut."""
+
+    soft: float = 30.0
+    force: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """How one upstream is used; which backends it has comes from the registry, apart."""
+
+    name: str
+    balance: str = "round_robin"
+    hash_key: str = "client_ip"
+    checked: bool = False  # an active check exists: without a verdict an endpoint is `checking`
+    panic: float = 0.3
+    retries: Retries = field(default_factory=Retries)
+    timeouts: UpstreamTimeouts = field(default_factory=UpstreamTimeouts)
+    keepalive: Keepalive = field(default_factory=Keepalive)
+    drain: Drain = field(default_factory=Drain)
+    host: str = "keep"
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Upstream:
+        return cls(
+            name=plain["name"],
+            balance=plain["balance"],
+            hash_key=plain["hash_key"],
+            checked=plain["checked"],
+            panic=plain["panic"],
+            retries=Retries(**plain["retries"]),
+            timeouts=UpstreamTimeouts(**plain["timeouts"]),
+            keepalive=Keepalive(**plain["keepalive"]),
+            drain=Drain(**plain["drain"]),
+            host=plain["host"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLog:
+    """`output`: a path, `stdout` or `off`; `format`: `json`, `combined` or a template."""
+
+    output: str = "stdout"
+    format: str = "json"
+    redact: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """The `config` part of an edition: all that a worker needs besides backends and verdicts."""
+
+    node: str
+    via: str  # our pseudonym in Via, `lb-` and eight hex digits
+    generation: int
+    listeners: tuple[Listener, ...]
+    routes: tuple[Route, ...]
+    upstreams: tuple[Upstream, ...]
+    access_log: AccessLog = field(default_factory=AccessLog)
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Plans:
+        log = plain["access_log"]
+        return cls(
+            node=plain["node"],
+            via=plain["via"],
+            generation=plain["generation"],
+            listeners=tuple(map(Listener.from_plain, plain["listeners"])),
+            routes=tuple(map(Route.from_plain, plain["routes"])),
+            upstreams=tuple(map(Upstream.from_plain, plain["upstreams"])),
+            access_log=AccessLog(log["output"], log["format"], tuple(log["redact"])),
+        )

@@ -1,0 +1,1 @@
+"""The data path: what a worker does with bytes."""
