@@ -1,0 +1,119 @@
+"""What the admin API asks of the controller: one small Protocol and the values it hands over.
+
+The controller implements `Desk`; the admin holds no state of its own beside it. Everything
+here is read fresh for each request, so an answer never shows a mixture of two moments that
+the admin itself kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from lb.config.schema import Config
+from lb.control.store import Store
+from lb.edition import Edition
+from lb.metrics import Reading
+from lb.model import Health
+from lb.registry import By
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One endpoint as the prober sees it; `last_check` is `{"at", "ok", "reason", "ms"}` or None."""
+
+    verdict: Health
+    last_check: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStanding:
+    """One worker slot. `edition` is the newest that is live in it, 0 while there is none."""
+
+    slot: int
+    pid: int
+    up: bool
+    edition: int
+    restarts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """
+    What `/v1/status` tells of the instance beside registry and metrics.
+
+    `started` is wall time. `on_disk` is `same`, `changed` or `invalid: ...`. `error` is the
+    full text of the last failed reload, or None. `files` are all files of the config in force.
+    `reloads` counts reloads by result (`ok`, `failed`); `reloaded` is the time of the last good
+    one. `stopping` is true from the first stop signal on. `pid` is the supervisor's.
+    """
+
+    name: str
+    pid: int
+    started: float
+    generation: int
+    source: str
+    files: tuple[str, ...]
+    on_disk: str
+    error: str | None
+    reloaded: float
+    reloads: Mapping[str, int]
+    workers: Sequence[WorkerStanding]
+    stopping: bool = False
+
+
+class Desk(Protocol):
+    """The controller, as the admin sees it. Nothing but `reload`, `sync` and `stop` changes it."""
+
+    @property
+    def config(self) -> Config:
+        """The config in force."""
+        ...
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def edition(self) -> Edition:
+        """The newest edition composed, live or on its way to the workers."""
+        ...
+
+    def standing(self) -> Standing: ...
+
+    def checks(self, upstream: str) -> Mapping[str, Check]:
+        """What the prober knows of this upstream's endpoints, by endpoint address."""
+        ...
+
+    def reading(self) -> Reading:
+        """All workers' counters, added up now."""
+        ...
+
+    def unready(self) -> str:
+        """Why this instance should get no traffic, in words; empty when it is ready."""
+        ...
+
+    def routed_revision(self) -> int:
+        """The newest revision by which *every* worker of this instance routes."""
+        ...
+
+    async def wait_routed(self, revision: int, seconds: float) -> bool:
+        """Wait until `routed_revision` is at least `revision`; False when time ran out."""
+        ...
+
+    async def reload(self, by: By, *, dry_run: bool, force: bool) -> Mapping[str, Any]:
+        """
+        Reload, or with `dry_run` only say what would change.
+
+        Returns the plain reply of the design; raises `lb.config.load.ConfigErrors` for a bad
+        file and other `AccordError`s for what kept a good one from going live.
+        """
+        ...
+
+    async def sync(self, by: By, *, dry_run: bool) -> Mapping[str, Any]:
+        """Make the registry's view of the file what this instance's file says (`config sync`)."""
+        ...
+
+    async def stop(self, drain: float | None) -> None:
+        """Pass a graceful stop to the supervisor; `drain` in place of `node.drain`."""
+        ...
