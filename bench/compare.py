@@ -1,0 +1,616 @@
+"""Accord beside nginx, HAProxy and Caddy: what one request costs each of them.
+
+Every proxy runs on core 0 with one worker (or thread); the backends (one nginx) and the client
+(wrk) share core 1. Turns are short and go round: nginx, HAProxy, Caddy, Accord, nginx, ... so
+that a busy neighbour spoils one round and not one proxy. What counts is the CPU time of all of
+a proxy's processes, from /proc, divided by the requests answered: that is steadier than requests
+a second, and it is what a machine's worth of proxy costs. README.md beside this file says how to
+read the table.
+
+    python bench/compare.py                                # everything, about six minutes
+    python bench/compare.py --only nginx,accord --size 1k --rounds 3 --seconds 5
+    python bench/compare.py --vary                         # no two requests alike
+
+Everything stays on the loopback, on free ports, and what was started is stopped by its pid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("nginx", "haproxy", "caddy", "accord")
+SIZES = {"1k": 1024, "64k": 65536}
+BASE = {"1k": "nginx", "64k": "haproxy"}  # whom a ratio of that size is first read against
+
+PROXY_CORE = 0
+LOAD_CORE = 1
+CONNECTIONS = 64
+START_SECONDS_MAX = 20.0
+STOP_SECONDS_MAX = 10.0
+WARM_UP_SECONDS = 1
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(Exception):
+    """Something that the person who runs this can put right."""
+
+
+@dataclass
+class Proxy:
+    """One program under test: how it is started and where it listens and logs."""
+
+    name: str
+    command: list[str]
+    port: int
+    log: Path
+    ready_port: int | None = None  # Accord: wait for /readyz there; else for the port itself.
+    environment: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What wrk and /proc said of one proxy, one size, one round."""
+
+    requests: int
+    errors: int
+    seconds: float
+    p99_ms: float
+    cpu_seconds: float
+
+    @property
+    def cost_us(self) -> float:
+        """CPU microseconds a request, of all the proxy's processes."""
+        return self.cpu_seconds * 1e6 / max(1, self.requests)
+
+
+# --- The programs -----------------------------------------------------------------------------
+
+
+def backend_config(folder: Path, ports: list[int]) -> str:
+    """nginx answering by `return`. A word of its config ends at 4 KiB: 64 KiB is 64 times `$k`."""
+    listens = "\n    ".join(f"listen 127.0.0.1:{port} backlog=4096;" for port in ports)
+    return f"""
+{nginx_head(folder, "backend")}
+http {{
+  {nginx_folders(folder, "backend")}
+  access_log off;
+  default_type text/plain;
+  keepalive_requests 1000000000;
+  keepalive_timeout 300s;
+  server {{
+    {listens}
+    set $k "{"0123456789abcdef" * 64}";
+    location = /1k {{ return 200 "$k"; }}
+    location = /64k {{ return 200 "{"$k" * 64}"; }}
+  }}
+}}
+"""
+
+
+def nginx_head(folder: Path, name: str) -> str:
+    """Everything outside of `http`, for one worker in the foreground."""
+    user = "user root;\n" if os.geteuid() == 0 else ""
+    return f"""{user}daemon off;
+worker_processes 1;
+pid {folder}/{name}.pid;
+error_log {folder}/{name}.error.log warn;
+events {{ worker_connections 4096; }}"""
+
+
+def nginx_folders(folder: Path, name: str) -> str:
+    """Temporary folders of our own, since the packaged ones belong to somebody else."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    return "\n  ".join(f"{kind}_temp_path {folder}/{name}.{kind};" for kind in kinds)
+
+
+def nginx(folder: Path, backends: list[int]) -> Proxy:
+    """nginx as a proxy: keep-alive to the backends, the X-Forwarded fields, a log line each."""
+    port, log = free_port(), folder / "nginx.access.log"
+    servers = " ".join(f"server 127.0.0.1:{backend};" for backend in backends)
+    config = folder / "nginx.conf"
+    config.write_text(f"""
+{nginx_head(folder, "nginx")}
+http {{
+  {nginx_folders(folder, "nginx")}
+  access_log {log} combined;
+  keepalive_requests 1000000000;
+  upstream app {{ {servers} keepalive 128; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location / {{
+      proxy_pass http://app;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+      proxy_set_header X-Forwarded-Proto $scheme;
+      proxy_set_header X-Forwarded-Host $http_host;
+    }}
+  }}
+}}
+""")
+    return Proxy("nginx", [program("nginx"), "-c", str(config), "-p", str(folder)], port, log)
+
+
+def haproxy(folder: Path, backends: list[int]) -> Proxy:
+    """HAProxy, one thread; its log goes to its stdout, which is a file, as the others' do."""
+    port, log = free_port(), folder / "haproxy.access.log"
+    servers = "\n  ".join(f"server s{n} 127.0.0.1:{port}" for n, port in enumerate(backends))
+    config = folder / "haproxy.cfg"
+    config.write_text(f"""
+global
+  nbthread 1
+  maxconn 4096
+  log stdout format raw local0 info
+defaults
+  mode http
+  log global
+  option httplog
+  option forwardfor
+  timeout connect 3s
+  timeout client 60s
+  timeout server 60s
+  timeout http-request 10s
+  timeout http-keep-alive 60s
+  http-reuse always
+frontend web
+  bind 127.0.0.1:{port} backlog 4096
+  http-request set-header X-Forwarded-Proto http
+  http-request set-header X-Forwarded-Host %[req.hdr(host)]
+  default_backend app
+backend app
+  balance roundrobin
+  {servers}
+""")
+    return Proxy("haproxy", [program("haproxy"), "-db", "-f", str(config)], port, log)
+
+
+def caddy(folder: Path, backends: list[int]) -> Proxy:
+    """Caddy on one processor: GOMAXPROCS beside the pinning, or its scheduler fights itself."""
+    port, log = free_port(), folder / "caddy.access.log"
+    config = folder / "Caddyfile"
+    config.write_text(f"""
+{{
+  admin off
+  auto_https off
+}}
+http://:{port} {{
+  bind 127.0.0.1
+  log {{
+    output file {log} {{
+      roll_disabled
+    }}
+    format json
+  }}
+  reverse_proxy {" ".join(f"127.0.0.1:{backend}" for backend in backends)} {{
+    lb_policy round_robin
+    transport http {{
+      keepalive_idle_conns_per_host 128
+    }}
+  }}
+}}
+""")
+    command = [program("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
+    environment = {"GOMAXPROCS": "1", "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
+    return Proxy("caddy", command, port, log, environment=environment)
+
+
+def accord(folder: Path, backends: list[int], lb: str) -> Proxy:
+    """Accord, one worker, everything on that is on by default: log, metrics, timeouts."""
+    port, admin_port, log = free_port(), free_port(), folder / "accord.access.log"
+    config = folder / "lb.toml"
+    config.write_text(f"""
+[node]
+name = "bench"
+data_dir = "{folder}/lb-data"
+workers = 1
+
+[admin]
+address = "127.0.0.1:{admin_port}"
+
+[access_log]
+output = "{log}"
+
+[listener.web]
+address = "127.0.0.1:{port}"
+
+[upstream.app]
+backends = [{", ".join(f'"127.0.0.1:{backend}"' for backend in backends)}]
+""")
+    command = [*shlex.split(lb), "run", "-c", str(config)]
+    return Proxy("accord", command, port, log, ready_port=admin_port)
+
+
+def checkout_lb() -> str:
+    """`lb` of this checkout, by this interpreter, installed or not."""
+    return shlex.join([sys.executable, "-c", "from lb.cli import main; main()"])
+
+
+def program(name: str) -> str:
+    """Where a program is; Debian keeps servers in /usr/sbin, which is not in everyone's PATH."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
+    if found is None:
+        package = {"nginx": "nginx-light"}.get(name, name)
+        raise BenchError(f"{name} is not installed: apt-get install {package}")
+    return found
+
+
+# --- Processes --------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """Return a port nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def running(proxy: Proxy, core: int, folder: Path) -> Iterator[Proxy]:
+    """Run a program on one core, ready to serve; stop it by its pid at the end."""
+    errors = folder / f"{proxy.name}.stderr"
+    # Appending, so that the file can be emptied between turns under its writer.
+    with errors.open("ab") as stderr, proxy.log.open("ab") as stdout:
+        proxy.process = subprocess.Popen(
+            ["taskset", "-c", str(core), *proxy.command],
+            cwd=ROOT,
+            env={**os.environ, **proxy.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+        )
+    try:
+        wait_ready(proxy, errors)
+        yield proxy
+    finally:
+        stop(proxy.process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask it to end, and end it if it has not heard after a while."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            for pid in family(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_ready(proxy: Proxy, errors: Path) -> None:
+    """Wait for the right answer, which also shows that the path to the backends works."""
+    assert proxy.process is not None
+    deadline = time.monotonic() + START_SECONDS_MAX
+    reason = "no try yet"
+    while time.monotonic() < deadline:
+        if proxy.process.poll() is not None:
+            raise BenchError(f"{proxy.name} ended at its start:\n{tail(errors)}")
+        try:
+            if proxy.ready_port is not None:
+                fetch(proxy.ready_port, "/readyz")
+            for size, length in SIZES.items():
+                body = fetch(proxy.port, f"/{size}")
+                if len(body) != length:
+                    raise BenchError(f"{proxy.name}: {len(body)} bytes where {length} were due")
+            return
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error)
+            time.sleep(0.05)
+    raise BenchError(f"{proxy.name} is not ready after {START_SECONDS_MAX:g} s: {reason}")
+
+
+def fetch(port: int, path: str) -> bytes:
+    """GET, and nothing but 200 will do."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise http.client.HTTPException(f"{path} answered {response.status}")
+        return body
+    finally:
+        connection.close()
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """Return the last lines of a file."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def family(root: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                children.setdefault(int(stat_fields(int(entry.name))[1]), []).append(
+                    int(entry.name)
+                )
+    found, left = [], [root]
+    while left:
+        pid = left.pop()
+        found.append(pid)
+        left.extend(children.get(pid, []))
+    return found
+
+
+def stat_fields(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on; the second, a name, may hold spaces."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def cpu_seconds(root: int) -> float:
+    """User and system time of a program so far: all its processes, and those that have ended."""
+    ticks = 0
+    for pid in family(root):
+        with contextlib.suppress(OSError):
+            ticks += sum(map(int, stat_fields(pid)[11:15]))  # utime stime cutime cstime
+    return ticks / TICKS_A_SECOND
+
+
+# --- The load ---------------------------------------------------------------------------------
+
+
+def lua(port: int, path: str, vary: bool) -> str:
+    """
+    Return a wrk script: a browser's 12 headers, and a line of JSON at the end.
+
+    With `vary`, the query, the referer, the cookie, the agent and the cache validator differ on
+    every request, so that nothing which remembers a head it has seen is of any use.
+    """
+    headers = [
+        f"Host: 127.0.0.1:{port}",
+        "User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0@",
+        "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8",
+        "Accept-Language: en-GB,en;q=0.7,de;q=0.3",
+        "Accept-Encoding: gzip, deflate, br",
+        "Referer: https://shop.example.com/catalogue/chairs?page=3@",
+        "Cookie: session=6f1ed002ab5595859014ebf0951522d9@; theme=dark; seen=1718000000",
+        "Upgrade-Insecure-Requests: 1",
+        "Sec-Fetch-Dest: document",
+        "Sec-Fetch-Mode: navigate",
+        "Sec-Fetch-Site: same-origin",
+        'If-None-Match: "33a64df551425fcc55e4d42a148795d9@"',
+    ]
+    text = "\r\n".join([f"GET {path}@ HTTP/1.1", *headers, "", ""])
+    pieces = text.split("@") if vary else [text.replace("@", "")]
+    if vary:
+        pieces[0] += "?n="
+    quoted = ", ".join(lua_string(piece) for piece in pieces)
+    return f"""
+local pieces = {{ {quoted} }}
+local count = 1000000
+function request()
+  count = count + 1
+  return table.concat(pieces, tostring(count))
+end
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format('RESULT {{"requests":%d,"errors":%d,"us":%d,"p99_us":%d}}\\n',
+    summary.requests, e.connect + e.read + e.write + e.status + e.timeout,
+    summary.duration, latency:percentile(99)))
+end
+"""
+
+
+def lua_string(text: str) -> str:
+    """Quote text for Lua; JSON's escapes for what is in a head are Lua's too."""
+    return json.dumps(text)
+
+
+def load(proxy: Proxy, size: str, seconds: int, vary: bool, folder: Path) -> Turn:
+    """One turn: wrk against one proxy, and what that cost the proxy."""
+    assert proxy.process is not None
+    script = folder / f"{proxy.name}.{size}.lua"
+    script.write_text(lua(proxy.port, f"/{size}", vary))
+    url = f"http://127.0.0.1:{proxy.port}/{size}"
+    wrk = [program("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
+    before = cpu_seconds(proxy.process.pid)
+    done = subprocess.run(
+        ["taskset", "-c", str(LOAD_CORE), *wrk],
+        capture_output=True,
+        check=True,
+        timeout=seconds + 30,
+    )
+    spent = cpu_seconds(proxy.process.pid) - before
+    if proxy.process.poll() is not None:
+        raise BenchError(f"{proxy.name} ended under load")
+    line = next(line for line in done.stdout.splitlines() if line.startswith(b"RESULT "))
+    said = json.loads(line.removeprefix(b"RESULT "))
+    os.truncate(proxy.log, 0)
+    return Turn(said["requests"], said["errors"], said["us"] / 1e6, said["p99_us"] / 1e3, spent)
+
+
+# --- The report -------------------------------------------------------------------------------
+
+Results = dict[tuple[str, str], list[Turn]]
+
+
+def report(results: Results, arguments: argparse.Namespace) -> str:
+    """Return the table, in Markdown, with how it was made above it."""
+    kind = "no two requests alike" if arguments.vary else "12 browser headers"
+    lines = [
+        f"{platform.machine()}, {cpu_model()}, Linux {platform.release()}; {versions(arguments)}.",
+        f"Median of {arguments.rounds} rounds in turn, {arguments.seconds} s each; "
+        f"wrk, {CONNECTIONS} connections, {kind}; access logs and keep-alive on for all.",
+        "",
+        "| body | proxy | CPU µs a request | x nginx | x HAProxy | requests/s | p99 ms "
+        "| core 0 busy |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for (size, name), turns in results.items():
+        cells = [
+            size,
+            name,
+            f"{statistics.median(turn.cost_us for turn in turns):.1f}",
+            ratio(results, size, name, "nginx"),
+            ratio(results, size, name, "haproxy"),
+            f"{statistics.median(turn.requests / turn.seconds for turn in turns):,.0f}",
+            f"{statistics.median(turn.p99_ms for turn in turns):.1f}",
+            f"{statistics.median(turn.cpu_seconds / turn.seconds for turn in turns):.0%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ratio(results: Results, size: str, name: str, base: str) -> str:
+    """Median over the rounds of what one cost beside the other in the same round."""
+    if (size, base) not in results:
+        return "-"
+    pairs = zip(results[size, name], results[size, base], strict=True)
+    ratios = sorted(mine.cost_us / theirs.cost_us for mine, theirs in pairs)
+    middle = f"{statistics.median(ratios):.2f}"
+    if name == base:
+        return middle
+    if BASE[size] == base:
+        middle = f"**{middle}**"
+    return f"{middle} ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+
+
+def cpu_model() -> str:
+    """Return what the processor calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "unknown processor"
+
+
+def versions(arguments: argparse.Namespace) -> str:
+    """Return the programs' versions, as they give them."""
+    commands = {
+        "nginx": (["-v"], "nginx "),
+        "haproxy": (["-v"], "HAProxy "),
+        "caddy": (["version"], "Caddy "),
+    }
+    said = []
+    for name in arguments.only:
+        if name == "accord":
+            said.append(f"Accord on Python {platform.python_version()}")
+            continue
+        flags, label = commands[name]
+        done = subprocess.run([program(name), *flags], capture_output=True, text=True, check=False)
+        words = (done.stdout + done.stderr).replace("/", " ").split()
+        number = next((word for word in words if word[0].isdigit() or word[:2] == "v2"), "?")
+        said.append(label + number)
+    return ", ".join(said)
+
+
+# --- Running it -------------------------------------------------------------------------------
+
+
+def comma_list(allowed: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """Return an argparse type: words out of a few, separated by commas, in our order."""
+
+    def parse(text: str) -> list[str]:
+        words = set(text.split(","))
+        unknown = words - set(allowed)
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not in {allowed}")
+        return [name for name in allowed if name in words]
+
+    return parse
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", type=comma_list(NAMES), default=list(NAMES), metavar="A,B")
+    parser.add_argument("--size", type=comma_list(tuple(SIZES)), default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=int, default=5, help="of one turn")
+    parser.add_argument("--vary", action="store_true", help="other header values each request")
+    parser.add_argument("--lb", default=checkout_lb(), help="the command that is `lb`")
+    parser.add_argument("--out", type=Path, help="write the table to this file too")
+    parser.add_argument("--keep", type=Path, help="use this folder and leave it: configs, logs")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Start the programs, go round, print the table."""
+    arguments = parse_arguments()
+    if not os.sched_getaffinity(0) >= {PROXY_CORE, LOAD_CORE}:
+        print("compare: cores 0 and 1 are needed, one to measure on and one for the load")
+        return 2
+    try:
+        with contextlib.ExitStack() as stack:
+            if arguments.keep:
+                arguments.keep.mkdir(parents=True, exist_ok=True)
+                folder = arguments.keep.resolve()
+            else:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
+            results = run(arguments, folder, stack)
+    except BenchError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 1
+    table = report(results, arguments)
+    print(f"\n{table}")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(table + "\n")
+    return 0
+
+
+def run(arguments: argparse.Namespace, folder: Path, stack: contextlib.ExitStack) -> Results:
+    """Start everything, warm it up, and go round."""
+    backends = [free_port(), free_port()]
+    config = folder / "backend.conf"
+    config.write_text(backend_config(folder, backends))
+    command = [program("nginx"), "-c", str(config), "-p", str(folder)]
+    backend = Proxy("backend", command, backends[0], folder / "backend.log")
+    stack.enter_context(running(backend, LOAD_CORE, folder))
+
+    makers: dict[str, Callable[[], Proxy]] = {
+        "nginx": lambda: nginx(folder, backends),
+        "haproxy": lambda: haproxy(folder, backends),
+        "caddy": lambda: caddy(folder, backends),
+        "accord": lambda: accord(folder, backends, arguments.lb),
+    }
+    proxies = [
+        stack.enter_context(running(makers[name](), PROXY_CORE, folder)) for name in arguments.only
+    ]
+    for proxy in proxies:
+        for size in arguments.size:
+            load(proxy, size, WARM_UP_SECONDS, arguments.vary, folder)
+
+    results: Results = {(size, proxy.name): [] for size in arguments.size for proxy in proxies}
+    for number in range(arguments.rounds):
+        for size in arguments.size:
+            for proxy in proxies:
+                turn = load(proxy, size, arguments.seconds, arguments.vary, folder)
+                if turn.errors:
+                    raise BenchError(f"{proxy.name} {size}: {turn.errors} requests failed")
+                results[size, proxy.name].append(turn)
+                print(
+                    f"round {number + 1} {size:>3} {proxy.name:8} {turn.cost_us:7.1f} us "
+                    f"{turn.requests / turn.seconds:9,.0f}/s p99 {turn.p99_ms:6.1f} ms",
+                    flush=True,
+                )
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())
