@@ -1,0 +1,475 @@
+"""
+An edition: everything a worker needs in order to serve, numbered, immutable, swapped whole.
+
+It travels in parts, so that only what changed is sent and none takes long to decode:
+`config` (a `model.Plans`), `upstream/<name>/<k>` (at most 500 backends each) and `verdicts`.
+Parts named `control/...` ride along to the next controller and are never sent to workers.
+The controller composes (`Composer`), the supervisor keeps it (`pack`), workers read it
+(`Assembly`). Only the registry decides which backends there are; the file is asked for an
+upstream that the registry does not know yet.
+
+Not here: compression (an edition never leaves the machine) and checksums (nor does it touch a
+disk).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from lb import model
+from lb.errors import OurError
+from lb.model import Endpoint, Health, Plans, State
+
+if TYPE_CHECKING:
+    from lb.config import schema
+    from lb.registry import Registry, UpstreamEntry
+
+FORMAT = 1
+READABLE = frozenset({FORMAT})  # And the one before, once there is one.
+MAGIC = b"ACCE"
+PREFACE = struct.Struct(">4sHI")  # Magic, format, bytes of the table that follows.
+
+CONFIG = "config"
+VERDICTS = "verdicts"
+UPSTREAM = "upstream/"
+CONTROL = "control/"
+
+PART_BACKENDS_MAX = 500
+SCALE_MAX = 5_040  # Of weights; what 1 to 10 addresses divide evenly, and 12, 14, 15, 16 too.
+
+Verdicts = Mapping[str, Mapping[str, Health]]  # Upstream, endpoint address.
+Resolved = Mapping[str, tuple[str, ...]]  # A backend's address by name, its endpoints' addresses.
+
+_STATES = {state.value: state for state in State}
+_HEALTHS = {health.value: health for health in Health}
+
+
+class FormatError(OurError):
+    """A packed edition that this program cannot read: of another format, or cut short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """`revision` is the registry's; bodies of parts that did not change are the same objects."""
+
+    number: int
+    revision: int
+    parts: dict[str, bytes]
+
+    def for_workers(self) -> dict[str, bytes]:
+        """The parts that workers get."""
+        return {name: body for name, body in self.parts.items() if not name.startswith(CONTROL)}
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamPart:
+    """`revision` is the newest among the backends that this part holds; 0 if from the file."""
+
+    upstream: str
+    index: int
+    revision: int
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What an edition is made from. None of it is changed afterwards, only replaced."""
+
+    config: schema.Config
+    generation: int
+    registry: Registry
+    verdicts: Verdicts = field(default_factory=dict)
+    resolved: Resolved = field(default_factory=dict)
+
+
+class BackendRow(NamedTuple):
+    """One backend as an upstream has it now, from wherever that is decided."""
+
+    key: str
+    address: str
+    weight: int
+    state: str
+    backup: bool
+    revision: int
+
+
+# Addresses
+
+
+def is_name(address: str) -> bool:
+    """Whether a backend's address must be resolved before anyone can connect to it."""
+    if address.startswith(("unix:", "[")):
+        return False
+    host = address.rpartition(":")[0]
+    # No top-level domain is all digits, so this tells names from dotted addresses.
+    return not host.rpartition(".")[2].isdigit()
+
+
+def endpoints_of(address: str, resolved: Resolved) -> tuple[str, ...]:
+    """The addresses that a backend stands for; none while its name is not resolved yet."""
+    return resolved.get(address, ()) if is_name(address) else (address,)
+
+
+def backends_of(
+    name: str, upstream: schema.Upstream, entry: UpstreamEntry | None
+) -> list[BackendRow]:
+    """The backends that an upstream has: the registry's, or the file's until it knows it."""
+    if entry is not None:
+        return [
+            BackendRow(key, b.address, b.weight, str(b.state), b.backup, b.revision)
+            for key, b in entry.backends.items()
+        ]
+    return [
+        BackendRow(b.name or b.address, b.address, b.weight, State.ACTIVE.value, b.backup, 0)
+        for b in upstream.backends or ()
+    ]
+
+
+# The controller's end: composing
+
+
+@dataclass(slots=True)
+class _Composed:
+    """The parts of one upstream, and what they were made from."""
+
+    source: object  # The registry's entry, or the file's list; kept alive so that `is` is safe.
+    names: tuple[str, ...]  # The addresses that were resolved,
+    answers: tuple[tuple[str, ...], ...]  # and what they gave.
+    bodies: dict[str, bytes]
+
+
+class Composer:
+    """
+    Makes editions, and remembers the parts of the last one.
+
+    A part is made anew only when what it is made from was replaced: one verdict among a
+    thousand backends costs the encoding of `verdicts` and nothing else.
+    """
+
+    def __init__(self, node: str, via: str) -> None:
+        self._node = node
+        self._via = via
+        self._config: tuple[object, int, bytes] = (None, 0, b"")
+        self._verdicts: tuple[object, bytes] = (None, b"")
+        self._upstreams: dict[str, _Composed] = {}
+
+    def compose(
+        self, sources: Sources, number: int, extra: Mapping[str, bytes] | None = None
+    ) -> Edition:
+        """Make the edition `number`; `extra` are the `control/` parts."""
+        parts = {CONFIG: self._config_part(sources)}
+        upstreams = {}
+        for name, upstream in sources.config.upstream.items():
+            upstreams[name] = self._upstream_parts(name, upstream, sources)
+            parts.update(upstreams[name].bodies)
+        self._upstreams = upstreams  # Those that are gone are forgotten.
+        parts[VERDICTS] = self._verdicts_part(sources.verdicts)
+        if extra:
+            assert all(name.startswith(CONTROL) for name in extra)
+            parts.update(extra)
+        return Edition(number, sources.registry.revision, parts)
+
+    def _config_part(self, sources: Sources) -> bytes:
+        config, generation, body = self._config
+        if config is not sources.config or generation != sources.generation:
+            plans = plan(sources.config, self._node, self._via, sources.generation)
+            body = orjson.dumps(plans)
+            self._config = (sources.config, sources.generation, body)
+        return body
+
+    def _verdicts_part(self, verdicts: Verdicts) -> bytes:
+        last, body = self._verdicts
+        if last is not verdicts:
+            body = orjson.dumps({name: dict(each) for name, each in verdicts.items()})
+            self._verdicts = (verdicts, body)
+        return body
+
+    def _upstream_parts(self, name: str, upstream: schema.Upstream, sources: Sources) -> _Composed:
+        entry = sources.registry.upstreams.get(name)
+        source = upstream.backends if entry is None else entry
+        last = self._upstreams.get(name)
+        if last is not None and last.source is source and source is not None:
+            answers = tuple(sources.resolved.get(address, ()) for address in last.names)
+            if answers == last.answers:
+                return last
+        rows = backends_of(name, upstream, entry)
+        names = tuple({row.address: None for row in rows if is_name(row.address)})
+        answers = tuple(sources.resolved.get(address, ()) for address in names)
+        bodies = _encode_upstream(name, rows, sources.resolved)
+        if last is not None:
+            for part in bodies.keys() & last.bodies.keys():
+                if bodies[part] == last.bodies[part]:
+                    bodies[part] = last.bodies[part]  # Compared by identity from here on.
+        return _Composed(source, names, answers, bodies)
+
+
+def _encode_upstream(name: str, rows: Sequence[BackendRow], resolved: Resolved) -> dict[str, bytes]:
+    """Lay out an upstream's parts: at least one, since an empty upstream exists as well."""
+    addresses = [endpoints_of(row.address, resolved) for row in rows]
+    scale = share_scale({len(each) for each in addresses})
+    parts = {}
+    for index, start in enumerate(range(0, len(rows) or 1, PART_BACKENDS_MAX)):
+        end = start + PART_BACKENDS_MAX
+        endpoints = [
+            (row.key, address, share_weight(row.weight, len(each), scale), row.state, row.backup)
+            for row, each in zip(rows[start:end], addresses[start:end], strict=True)
+            for address in each
+        ]
+        revision = max((row.revision for row in rows[start:end]), default=0)
+        parts[f"{UPSTREAM}{name}/{index}"] = orjson.dumps(
+            {"upstream": name, "index": index, "revision": revision, "endpoints": endpoints}
+        )
+    return parts
+
+
+def share_scale(counts: Collection[int]) -> int:
+    """What to multiply all weights of an upstream by, so that each can be shared evenly."""
+    scale = math.lcm(*(count for count in counts if count))
+    return min(scale, SCALE_MAX)
+
+
+def share_weight(weight: int, count: int, scale: int) -> int:
+    """One endpoint's share of its backend's weight; even to 0.1 % where the scale was cut."""
+    if weight == 0:
+        return 0
+    return max(1, round(weight * scale / count))
+
+
+def plan(config: schema.Config, node: str, via: str, generation: int) -> Plans:
+    """The part of a config that workers act on."""
+    log = config.access_log
+    return Plans(
+        node=node,
+        via=via,
+        generation=generation,
+        listeners=tuple(_plan_listener(name, each) for name, each in config.listener.items()),
+        routes=tuple(_plan_route(name, each) for name, each in config.route.items()),
+        upstreams=tuple(_plan_upstream(name, each) for name, each in config.upstream.items()),
+        access_log=model.AccessLog(log.output, log.format, tuple(log.redact)),
+    )
+
+
+def _plan_listener(name: str, listener: schema.Listener) -> model.Listener:
+    limits, timeouts = listener.limits, listener.timeouts
+    return model.Listener(
+        name=name,
+        addresses=tuple(listener.address),
+        upstream=listener.upstream,
+        ready_path=listener.ready_path,
+        limits=model.ListenerLimits(
+            connections=limits.connections,
+            header_bytes=limits.header_bytes,
+            headers=limits.headers,
+            request_line=limits.request_line,
+        ),
+        timeouts=model.ListenerTimeouts(timeouts.header, timeouts.stall, timeouts.idle),
+    )
+
+
+def _plan_route(name: str, route: schema.Route) -> model.Route:
+    target, answer = route.upstream, route.respond
+    split = tuple(target.items()) if isinstance(target, dict) else ()
+    respond = None
+    if answer is not None:
+        respond = model.Respond(answer.status, answer.location, answer.body)
+    return model.Route(
+        name=name,
+        listeners=tuple(route.listener),
+        hosts=tuple(host.lower() for host in route.host),
+        path=route.path,
+        methods=tuple(route.method),
+        headers=tuple((header.lower(), value) for header, value in route.header.items()),
+        upstream=target if isinstance(target, str) else None,
+        split=split,
+        split_by=route.split_by,
+        respond=respond,
+        body_max=route.body_max,
+        timeout=route.timeout,
+    )
+
+
+def is_checked(health: schema.Health | None) -> bool:
+    """Whether a check is made at all: it takes a path, or `type = "tcp"`."""
+    return health is not None and (health.type == "tcp" or health.path is not None)
+
+
+def _plan_upstream(name: str, upstream: schema.Upstream) -> model.Upstream:
+    retries, timeouts = upstream.retries, upstream.timeouts
+    return model.Upstream(
+        name=name,
+        balance=upstream.balance,
+        hash_key=upstream.hash_key,
+        checked=is_checked(upstream.health),
+        panic=upstream.panic,
+        retries=model.Retries(retries.attempts, retries.budget),
+        timeouts=model.UpstreamTimeouts(timeouts.connect, timeouts.response, timeouts.stall),
+        keepalive=model.Keepalive(upstream.keepalive.idle_max, upstream.keepalive.idle),
+        drain=model.Drain(upstream.drain.soft, upstream.drain.force),
+        host=upstream.host,
+    )
+
+
+# Keeping and passing on
+
+
+def pack(edition: Edition) -> bytes:
+    """The whole edition as bytes: a format number, a table of the parts, the parts."""
+    table = orjson.dumps(
+        {
+            "number": edition.number,
+            "revision": edition.revision,
+            "parts": [(name, len(body)) for name, body in edition.parts.items()],
+        }
+    )
+    return b"".join(
+        (PREFACE.pack(MAGIC, FORMAT, len(table)), table, *edition.parts.values()),
+    )
+
+
+def unpack(data: bytes) -> Edition:
+    """Read what `pack` wrote; FormatError if it is of a format that we do not know."""
+    if len(data) < PREFACE.size:
+        raise FormatError(f"an edition of {len(data)} bytes is cut short")
+    magic, number, table_bytes = PREFACE.unpack_from(data)
+    if magic != MAGIC:
+        raise FormatError("this is no edition")
+    if number not in READABLE:
+        raise FormatError(f"an edition of format {number}; this program reads {FORMAT}")
+    start = PREFACE.size + table_bytes
+    try:
+        table = orjson.loads(data[PREFACE.size : start])
+    except orjson.JSONDecodeError as error:
+        raise FormatError("an edition's table is damaged") from error
+    if len(data) != start + sum(length for _, length in table["parts"]):
+        raise FormatError("an edition's parts are cut short")
+    parts = {}
+    for name, length in table["parts"]:
+        parts[name] = data[start : start + length]
+        start += length
+    return Edition(table["number"], table["revision"], parts)
+
+
+def digest(body: bytes) -> str:
+    """What stands for a part where only its sameness matters."""
+    return blake2b(body, digest_size=12).hexdigest()
+
+
+# The worker's end: reading
+
+
+def decode_config(body: bytes) -> Plans:
+    """Read the `config` part."""
+    return Plans.from_plain(orjson.loads(body))
+
+
+def decode_upstream(body: bytes) -> UpstreamPart:
+    """Read one `upstream/<name>/<k>` part."""
+    plain = orjson.loads(body)
+    endpoints = tuple(
+        Endpoint(key, address, weight, _STATES[state], backup)
+        for key, address, weight, state, backup in plain["endpoints"]
+    )
+    return UpstreamPart(plain["upstream"], plain["index"], plain["revision"], endpoints)
+
+
+def decode_verdicts(body: bytes) -> dict[str, dict[str, Health]]:
+    """Read the `verdicts` part: of every checked endpoint, by upstream and address."""
+    plain: dict[str, dict[str, str]] = orjson.loads(body)
+    return {
+        upstream: {address: _HEALTHS[value] for address, value in verdicts.items()}
+        for upstream, verdicts in plain.items()
+    }
+
+
+_DECODERS: dict[str, Callable[[bytes], Any]] = {CONFIG: decode_config, VERDICTS: decode_verdicts}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """
+    What a commit brought: None where nothing changed since the one before.
+
+    `upstreams` always names all of them; the tuple of one that did not change is the same
+    object as before.
+    """
+
+    number: int
+    plans: Plans | None
+    upstreams: dict[str, tuple[Endpoint, ...]] | None
+    verdicts: dict[str, dict[str, Health]] | None
+
+
+class Assembly:
+    """
+    Parts as they come in, and the whole that a commit makes of them.
+
+    Each `put` decodes one part; give the loop a turn between two. What is held is bounded by
+    the sender, which has few editions on their way.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0  # Of the edition last committed.
+        self.digests: dict[str, str] = {}  # Of the parts held, as said in a worker's hello.
+        self._parts: dict[str, Any] = {}
+        self._changed: set[str] = set()
+        self._upstreams: dict[str, tuple[Endpoint, ...]] = {}
+
+    def put(self, name: str, body: bytes) -> None:
+        """Take in one part of the next edition."""
+        if name.startswith(CONTROL):
+            return
+        self._parts[name] = _DECODERS.get(name, decode_upstream)(body)
+        self.digests[name] = digest(body)
+        self._changed.add(name)
+
+    def drop(self, name: str) -> None:
+        """The next edition has no such part."""
+        if self._parts.pop(name, None) is not None:
+            del self.digests[name]
+            self._changed.add(name)
+
+    def commit(self, number: int) -> Change:
+        """Make an edition of the parts as they are now."""
+        changed, self._changed = self._changed, set()
+        if CONFIG not in self._parts or VERDICTS not in self._parts:
+            raise OurError(f"edition {number} was committed before it was whole")
+        self.number = number
+        return Change(
+            number=number,
+            plans=self._parts[CONFIG] if CONFIG in changed else None,
+            upstreams=self._join_upstreams(changed),
+            verdicts=self._parts[VERDICTS] if VERDICTS in changed else None,
+        )
+
+    def load(self, edition: Edition) -> Change:
+        """Take in a whole edition at once, as a worker does when it starts."""
+        for name in self._parts.keys() - edition.parts.keys():
+            self.drop(name)
+        for name, body in edition.parts.items():
+            self.put(name, body)
+        return self.commit(edition.number)
+
+    def _join_upstreams(self, changed: Iterable[str]) -> dict[str, tuple[Endpoint, ...]] | None:
+        touched = {name.split("/")[1] for name in changed if name.startswith(UPSTREAM)}
+        if not touched:
+            return None
+        pieces: dict[str, list[UpstreamPart]] = {}
+        for name, part in self._parts.items():
+            if name.startswith(UPSTREAM):
+                pieces.setdefault(part.upstream, []).append(part)
+        joined = {}
+        for upstream, parts in pieces.items():
+            if upstream in self._upstreams and upstream not in touched:
+                joined[upstream] = self._upstreams[upstream]
+                continue
+            parts.sort(key=lambda part: part.index)
+            joined[upstream] = tuple(endpoint for part in parts for endpoint in part.endpoints)
+        self._upstreams = joined
+        return dict(joined)
