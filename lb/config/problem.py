@@ -1,0 +1,93 @@
+"""What is wrong with a configuration, and where: one value an error, one text for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lb.errors import OperatorError
+
+PROBLEMS_MAX = 100  # A file of rubbish has no end of errors; nobody reads past these.
+SOURCE_COLUMNS_MAX = 160  # Of a line quoted below an error; a longer one is cut around the place.
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """
+    One error. `line` and `column` count from 1; line 0 means the file as a whole.
+
+    `width` is how many characters of `source_line` are at fault, `hint` what to do instead.
+    """
+
+    file: str
+    line: int
+    column: int
+    message: str
+    source_line: str = ""
+    width: int = 1
+    hint: str = ""
+
+    def __str__(self) -> str:
+        if self.line == 0:
+            hint = f"; {self.hint}" if self.hint else ""
+            return f"{self.file}: error: {self.message}{hint}"
+        source, column = _window(self.source_line, self.column)
+        # Tabs stay tabs, or the caret would stand somewhere else than what it points at.
+        pad = "".join("\t" if letter == "\t" else " " for letter in source[: column - 1])
+        width = max(1, min(self.width, len(source) - column + 1))
+        marks = f"{'^' * width} {self.hint}".rstrip()
+        return (
+            f"{self.file}:{self.line}:{self.column}: error: {self.message}\n"
+            f"{self.line:>5} | {source}\n"
+            f"      | {pad}{marks}"
+        )
+
+
+class ConfigErrors(OperatorError):  # noqa: N818 - it is all of them, not one
+    """A configuration that cannot be used; its text is what `lb check` prints."""
+
+    exit_status = 3
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        found = tuple(problems)
+        assert found, "an error without a problem says nothing"
+        self.problems = found[:PROBLEMS_MAX]
+        self.count = len(found)
+        super().__init__(render(self.problems, self.count))
+
+    def as_plain(self) -> dict[str, Any]:
+        """For JSON: what the parse child prints and `POST /v1/config/reload` answers with."""
+        return {
+            "errors": [asdict(problem) for problem in self.problems],
+            "count": self.count,
+            "text": self.message,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> ConfigErrors:
+        """Undo `as_plain`; how many there were survives even where not all were listed."""
+        errors = cls(Problem(**problem) for problem in plain["errors"])
+        errors.count = plain["count"]
+        errors.message = plain["text"]
+        errors.args = (errors.message,)
+        return errors
+
+
+def render(problems: Iterable[Problem], count: int) -> str:
+    """Write all problems one below the other, and last how many there are."""
+    lines = [str(problem) for problem in problems]
+    if count > len(lines):
+        lines.append(f"... and {count - len(lines)} more")
+    lines.append(f"{count} error{'' if count == 1 else 's'}; nothing was changed")
+    return "\n".join(lines)
+
+
+def _window(source: str, column: int) -> tuple[str, int]:
+    """Cut a long line around the place, and keep control characters off the terminal."""
+    clean = "".join(letter if letter.isprintable() or letter == "\t" else "?" for letter in source)
+    if len(clean) <= SOURCE_COLUMNS_MAX:
+        return clean, column
+    start = max(0, min(column - 1 - SOURCE_COLUMNS_MAX // 2, len(clean) - SOURCE_COLUMNS_MAX))
+    lead = "..." if start else ""
+    return lead + clean[start : start + SOURCE_COLUMNS_MAX], column - start + len(lead)

@@ -1,0 +1,163 @@
+"""The kinds of values that speak of requests: hosts, paths, methods, headers, statuses."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lb.config.addresses import is_host_name
+from lb.config.kinds import Kind, nearest, shown, wrong
+
+METHODS = (
+    *("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"),
+    *("PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK", "SEARCH", "REPORT"),
+    *("PURGE", "LINK", "UNLINK", "MKACTIVITY", "CHECKOUT", "MERGE", "NOTIFY", "SUBSCRIBE"),
+    *("UNSUBSCRIBE", "BIND", "REBIND", "UNBIND", "ACL", "MKCALENDAR", "M-SEARCH", "SOURCE"),
+)
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_PATH = re.compile(r"/[!-~]*")
+_STATUSES = re.compile(r"(\d{3})(?:-(\d{3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class UrlPath(Kind):
+    """What a request asks for: a path, with a query where `query` allows one."""
+
+    query: bool = False
+    words = 'path, like "/healthz"'
+
+    def read(self, value: object) -> str:
+        """Take a path as it stands in a request line."""
+        text = self.text(value)
+        if not _PATH.fullmatch(text) or "#" in text:
+            fits = text and not text.startswith("/") and _PATH.fullmatch("/" + text)
+            raise wrong(f"{shown(text)} is not a path", f'write "/{text}"' if fits else 'like "/x"')
+        path, mark, _ = text.partition("?")
+        if mark and not self.query:
+            raise wrong("this path cannot have a query", f'write "{path}"')
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class PathPattern(Kind):
+    """Which paths a route is for: a prefix, `=` and a path, or `~` and a regular expression."""
+
+    words = 'path, like "/v1/", "=/x", "~^/x$"'
+
+    def read(self, value: object) -> str:
+        """Take a pattern that could match something."""
+        text = self.text(value)
+        if not text.startswith("~"):
+            UrlPath().read(text.removeprefix("="))
+            return text
+        try:
+            re.compile(text[1:])
+        except (re.error, RecursionError, OverflowError) as error:
+            raise wrong(f"not a regular expression: {error}") from None
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Kind):
+    """A method that we pass on; methods differ by case."""
+
+    words = 'method, like "GET"'
+
+    def read(self, value: object) -> str:
+        """Take one of the methods that the parser knows; others are answered with 501."""
+        text = self.text(value)
+        if text not in METHODS:
+            upper = f'write "{text.upper()}"' if text.upper() in METHODS else ""
+            hint = upper or nearest(text.upper(), list(METHODS))
+            raise wrong(f"{shown(text)} is not a method", hint)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderName(Kind):
+    """The name of a header, in lower case, as heads are compared."""
+
+    words = "header name"
+
+    def read(self, value: object) -> str:
+        """Take a token."""
+        text = self.text(value)
+        if not TOKEN.fullmatch(text):
+            raise wrong(f"{shown(text)} is not the name of a header")
+        return text.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Statuses(Kind):
+    """Statuses and ranges of them, parted by commas."""
+
+    words = 'statuses, like "200-399" or "200,204"'
+
+    def read(self, value: object) -> str:
+        """Take them, one status as a bare number too."""
+        text = str(value) if isinstance(value, int) else self.text(value)
+        for part in text.split(","):
+            found = _STATUSES.fullmatch(part.strip())
+            if found is None or not 100 <= int(found[1]) <= int(found[2] or found[1]) <= 599:
+                raise wrong(f"{shown(part.strip())} is not a status", 'like "200-399"')
+        return text.replace(" ", "")
+
+
+@dataclass(frozen=True, slots=True)
+class BackendHost(Kind):
+    """What Host the backend sees: `keep`, `backend` or a name, with a port if need be."""
+
+    words = '"keep", "backend" or a host name'
+
+    def read(self, value: object) -> str:
+        """Take a word or what can stand in a Host header."""
+        text = self.text(value)
+        if not re.fullmatch(r"[A-Za-z0-9_.:\[\]-]+", text):
+            raise wrong(f"{shown(text)} is not a host")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class HostPattern(Kind):
+    """A host that a route is for: a name, an IP address, or `*.` and a name."""
+
+    words = 'host, like "api.example.com", "*.example.com"'
+
+    def read(self, value: object) -> str:
+        """Take a host without port, in lower case."""
+        text = self.text(value).lower()
+        if text == "*":
+            raise wrong('"*" is no host', "leave host out to match all")
+        if not text.isascii():
+            raise wrong(f"{shown(text)} is not ASCII", "write its xn-- form")
+        if text.startswith("[") and text.endswith("]"):
+            return text
+        if not is_host_name(text.removeprefix("*.")) and not re.fullmatch(r"[0-9.]+", text):
+            host, mark, _ = text.rpartition(":")
+            hint = f'write "{host}"; ports do not count' if mark and host else ""
+            raise wrong(f"{shown(text)} is not a host", hint)
+        return text.removesuffix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey(Kind):
+    """What of a request decides: the client's address, a header, a cookie, the path."""
+
+    plain: tuple[str, ...]
+    words = 'key, like "client_ip", "header:NAME", "cookie:NAME"'
+
+    def read(self, value: object) -> str:
+        """Take one of the plain words, or a source and a name."""
+        text = self.text(value)
+        if text in self.plain:
+            return text
+        source, _, name = text.partition(":")
+        if source not in {"header", "cookie"}:
+            known = ", ".join((*self.plain, "header:NAME", "cookie:NAME"))
+            raise wrong(
+                f"{shown(text)} is not one of {known}",
+                nearest(text, [*self.plain, "header:NAME", "cookie:NAME"]),
+            )
+        if not TOKEN.fullmatch(name):
+            raise wrong(f"{shown(name)} is not the name of a {source}", f'like "{source}:session"')
+        return f"header:{name.lower()}" if source == "header" else text
