@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lb.config.schema import Config
 from lb.control.store import Store
-from lb.edition import Edition
+from lb.edition import Edition, Resolved
 from lb.metrics import Reading
 from lb.model import Health
 from lb.registry import By
@@ -85,12 +85,20 @@ class Desk(Protocol):
         """What the prober knows of this upstream's endpoints, by endpoint address."""
         ...
 
+    def resolved(self) -> Resolved:
+        """Endpoint addresses of each backend address that is a name."""
+        ...
+
     def reading(self) -> Reading:
         """All workers' counters, added up now."""
         ...
 
     def unready(self) -> str:
         """Why this instance should get no traffic, in words; empty when it is ready."""
+        ...
+
+    def note_asked(self) -> None:
+        """Somebody asked for readiness: a stop has reason to wait for `node.grace`."""
         ...
 
     def routed_revision(self) -> int:

@@ -21,14 +21,16 @@ class Kind:
 
 KINDS = {
     "bad-request": Kind(400, "The request makes no sense"),
+    "invalid": Kind(400, "This cannot be written"),
+    "not-supported": Kind(400, "Not yet supported"),
     "host-not-allowed": Kind(403, "The Host is not one of ours"),
     "origin-not-allowed": Kind(403, "The Origin is not this host"),
     "not-found": Kind(404, "There is no such thing"),
     "method-not-allowed": Kind(405, "Not with this method"),
     "too-slow": Kind(408, "The body did not come in time"),
     "would-empty": Kind(409, "No active backend would be left"),
-    "min-active": Kind(409, "Too few active backends would be left"),
-    "in-use": Kind(409, "The config still names it"),
+    "upstream-in-use": Kind(409, "A config still names it"),
+    "too-many": Kind(409, "The registry is full"),
     "precondition-failed": Kind(412, "It has changed, or is there already"),
     "too-large": Kind(413, "The body is too large"),
     "not-json": Kind(415, "A body must be JSON"),
