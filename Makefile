@@ -1,0 +1,89 @@
+# `make` alone says what there is. Needed: make and python3 (3.11 or newer); the rest comes by itself.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APT := apt-get install -y --no-install-recommends
+# What the tests of the whole daemon, the comparison and the load run stand beside, as Debian names it.
+TEST_PACKAGES := nginx-light curl wrk
+BENCH_PACKAGES := nginx-light haproxy caddy wrk
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo test lint types fmt bench load clean test-packages bench-packages
+
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+run: $(VENV)/.installed ## Start the demo: three toy backends, the proxy, the dashboard; Ctrl-C ends it
+	@exec $(BIN)/lb demo
+
+demo: run ## The same as `make run`
+
+test: $(VENV)/.installed-dev test-packages ## Run all tests, with each area's share at the end
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## Check style, format and spelling
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell
+
+types: $(VENV)/.installed-dev ## Check types
+	$(BIN)/mypy
+
+fmt: $(VENV)/.installed-dev ## Put style and format right where a tool can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+bench: $(VENV)/.installed bench-packages ## Accord beside nginx, HAProxy and Caddy; about six minutes
+	$(BIN)/python bench/compare.py --out out/compare.md
+
+load: $(VENV)/.installed-bench ## Locust against the demo; leaves out/load.html
+	$(BIN)/python bench/load.py
+
+clean: ## Remove what these targets made
+	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# An editable install: what is edited runs at once, and only a new pyproject.toml installs again.
+$(VENV)/.installed: pyproject.toml | $(BIN)/pip
+	@echo "Installing what Accord needs (once; about half a minute)" >&2
+	@$(BIN)/pip install --quiet --editable '.[tables]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what tests and checks need (once)" >&2
+	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/pip install --quiet --group test --group lint
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "Installing what the load run needs (once)" >&2
+	@$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/pip install --quiet --group bench
+	@touch $@
+
+# Debian's python3 comes without ensurepip, which makes the pip of a new environment.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Accord needs Python 3.11 or newer; say which: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(call apt,python3-venv)
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+
+test-packages:
+	@$(call programs,nginx curl wrk) || $(call apt,$(TEST_PACKAGES))
+
+bench-packages:
+	@$(call programs,nginx haproxy caddy wrk) || $(call apt,$(BENCH_PACKAGES))
+
+# Servers live in /usr/sbin, which is not in everyone's PATH.
+programs = (PATH="$$PATH:/usr/sbin"; for name in $(1); do command -v $$name >/dev/null || exit 1; done)
+
+# As root on Debian: install. Otherwise: say the one command, and stop.
+apt = { \
+  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+    echo "Installing $(1)" >&2; \
+    export DEBIAN_FRONTEND=noninteractive; \
+    $(APT) $(1) >/dev/null 2>&1 || { apt-get update -qq && $(APT) -qq $(1) >/dev/null; }; \
+  else \
+    echo "Missing: $(1). Install and try again: sudo apt-get install $(1)" >&2; exit 1; \
+  fi; }

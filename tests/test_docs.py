@@ -1,0 +1,64 @@
+"""Pages that say what is so: their links lead somewhere, their examples are taken."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lb.config.load import load
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted(
+    [*ROOT.glob("*.md")]
+    + [page for name in ("docs", "bench", "plugins", "changelog.d") for page in ROOT.glob(f"{name}/**/*.md")]
+)  # fmt: skip
+README_LINES_MAX = 130
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+TARGET = re.compile(r"`make ([a-z-]+)")
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FRAGMENT = re.compile(r"[a-z0-9-]+\.(security|breaking|feature|fix|speed)\.md")
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in LINK.findall(page.read_text()) if "://" not in link]
+
+    lost = [link for link in links if not (page.parent / link).exists()]
+
+    assert not lost
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_make_has_the_targets_that_pages_name(page: Path) -> None:
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+    assert set(TARGET.findall(page.read_text())) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_example_files_are_taken_as_they_stand(page: Path, tmp_path: Path) -> None:
+    for number, (kind, text) in enumerate(FENCED.findall(page.read_text())):
+        if kind == "toml":
+            example = tmp_path / f"{number}.toml"
+            example.write_text(text)
+            load(str(example), {})
+
+
+def test_the_readme_is_short_and_says_how_to_start() -> None:
+    text = (ROOT / "README.md").read_text()
+
+    assert text.count("\n") <= README_LINES_MAX
+    assert "make run" in text
+    assert "make test" in text
+
+
+def test_fragments_are_named_for_their_section() -> None:
+    names = [path.name for path in (ROOT / "changelog.d").iterdir() if path.name != "README.md"]
+
+    assert [name for name in names if not FRAGMENT.fullmatch(name)] == []
