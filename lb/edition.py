@@ -127,7 +127,7 @@ def backends_of(
             for key, b in entry.backends.items()
         ]
     return [
-        BackendRow(b.name or b.address, b.address, b.weight, State.ACTIVE.value, b.backup, 0)
+        BackendRow(b.key, b.address, b.weight, State.ACTIVE.value, b.backup, 0)
         for b in upstream.backends or ()
     ]
 
@@ -297,7 +297,7 @@ def _plan_route(name: str, route: schema.Route) -> model.Route:
 
 def is_checked(health: schema.Health | None) -> bool:
     """Whether a check is made at all: it takes a path, or `type = "tcp"`."""
-    return health is not None and (health.type == "tcp" or health.path is not None)
+    return health is not None and health.active
 
 
 def _plan_upstream(name: str, upstream: schema.Upstream) -> model.Upstream:
