@@ -1,0 +1,191 @@
+"""Whether a command makes sense by itself: form and bounds, before any state is looked at.
+
+The admin API and the config checker have looked at most of this before, each in its own words;
+here is the last word, which holds whatever proposed the command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv6Address
+
+from lb.registry.commands import (
+    ApplyFile,
+    Code,
+    Command,
+    Fields,
+    PatchBackend,
+    PatchUpstream,
+    PutBackend,
+    Refusal,
+    RemoveBackend,
+    SyncFile,
+)
+from lb.registry.values import BACKENDS_MAX, Said
+
+WEIGHT_MAX = 1_000
+EDITS_MAX = 1_000  # Backends that one PATCH of an upstream may change.
+LABELS_MAX = 32
+LABEL_LENGTH_MAX = 256
+NOTE_LENGTH_MAX = 1_000
+NAME_LENGTH_MAX = 63
+ADDRESS_LENGTH_MAX = 300  # A host name has 253 at most; a unix path 107.
+UNIX_PATH_MAX = 107
+IDEMPOTENCY_KEY_LENGTH_MAX = 255
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
+_PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_LATER = ("https://", "srv://")
+
+
+def check_command(command: Command) -> Refusal | None:
+    """Return why the command can never be applied, or None."""
+    problem = _check_common(command)
+    if problem:
+        return problem
+    match command:
+        case PutBackend() | PatchBackend():
+            return _first(
+                _check_key(command.key), _check_fields(command.fields), _check_put(command)
+            )
+        case RemoveBackend():
+            return _check_key(command.key)
+        case PatchUpstream():
+            return _check_edits(command.edits)
+        case ApplyFile() | SyncFile():
+            return _check_said(command.said or ())
+        case _:
+            return None
+
+
+def check_address(address: str) -> Refusal | None:
+    """Return what is wrong with a backend's address, or None."""
+    if address.startswith(_LATER):
+        scheme = address.partition(":")[0]
+        return Refusal(Code.NOT_SUPPORTED, f"{scheme}:// addresses are not yet supported")
+    if len(address) > ADDRESS_LENGTH_MAX or not (_is_unix(address) or _is_host_port(address)):
+        return Refusal(
+            Code.INVALID,
+            f'"{address[:ADDRESS_LENGTH_MAX]}" is not an address of a backend',
+            'write "host:port", "[ipv6]:port" or "unix:/path"',
+        )
+    return None
+
+
+def _is_unix(address: str) -> bool:
+    path = address.removeprefix("unix:")
+    return (
+        path != address
+        and path.startswith("/")
+        and path.isprintable()
+        and len(path.encode()) <= UNIX_PATH_MAX
+    )
+
+
+def _is_host_port(address: str) -> bool:
+    host, colon, port = address.rpartition(":")
+    if not colon or not _PORT.fullmatch(port) or int(port) > 65_535:
+        return False
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            IPv6Address(host[1:-1])
+        except ValueError:
+            return False
+        return True
+    return len(host) <= 253 and _HOST.fullmatch(host) is not None
+
+
+def _check_common(command: Command) -> Refusal | None:
+    key = command.idempotency_key
+    if not is_name(command.upstream):
+        return _invalid(f'"{command.upstream[:NAME_LENGTH_MAX]}" is not a name of an upstream')
+    if len(command.by.note) > NOTE_LENGTH_MAX:
+        return _invalid(f"a note has at most {NOTE_LENGTH_MAX} characters")
+    if key is not None and not 0 < len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX:
+        return _invalid(f"an idempotency key has 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} characters")
+    if not 0 <= command.min_active <= 1:
+        return _invalid("min_active is a share, from 0 to 1")
+    return None
+
+
+def is_name(text: str) -> bool:
+    """Whether this may name an upstream or a backend."""
+    return len(text) <= NAME_LENGTH_MAX and _NAME.fullmatch(text) is not None
+
+
+def _check_key(key: str) -> Refusal | None:
+    return None if is_name(key) else check_address(key)
+
+
+def _check_put(command: Command) -> Refusal | None:
+    """What is said when a name is put for which no address is given is up to the state."""
+    if isinstance(command, PutBackend):
+        for value in (command.fields.labels or {}).values():
+            if value is None:
+                return _invalid("a label has a text as its value")
+    return None
+
+
+def _check_fields(fields: Fields) -> Refusal | None:
+    if fields.ttl is not None:
+        return Refusal(
+            Code.NOT_SUPPORTED, "ttl is not yet supported", "leave it out, and remove by DELETE"
+        )
+    return _first(
+        None if fields.address is None else check_address(fields.address),
+        None if fields.weight is None else _check_weight(fields.weight),
+        None if fields.labels is None else _check_labels(fields.labels),
+    )
+
+
+def _check_weight(weight: int) -> Refusal | None:
+    if type(weight) is not int or not 0 <= weight <= WEIGHT_MAX:  # A bool is no weight.
+        return _invalid(f"weight is a whole number from 0 to {WEIGHT_MAX}")
+    return None
+
+
+def _check_labels(labels: Mapping[str, str | None]) -> Refusal | None:
+    if len(labels) > LABELS_MAX:
+        return _invalid(f"a backend has at most {LABELS_MAX} labels")
+    for name, value in labels.items():
+        if not is_name(name) or len(value or "") > LABEL_LENGTH_MAX:
+            return _invalid(f"a label is a name and at most {LABEL_LENGTH_MAX} characters")
+    return None
+
+
+def _check_edits(edits: tuple[tuple[str, Fields | None], ...]) -> Refusal | None:
+    if len(edits) > EDITS_MAX:
+        return Refusal(Code.TOO_MANY, f"one PATCH changes at most {EDITS_MAX} backends")
+    if len({key for key, _ in edits}) < len(edits):
+        return _invalid("a backend is named twice")
+    for key, fields in edits:
+        problem = _first(_check_key(key), None if fields is None else _check_fields(fields))
+        if problem:
+            return problem
+    return None
+
+
+def _check_said(said: Iterable[Said]) -> Refusal | None:
+    seen: set[str] = set()
+    for backend in said:
+        if backend.name is not None and not is_name(backend.name):
+            return _invalid(f'"{backend.name[:NAME_LENGTH_MAX]}" is not a name of a backend')
+        problem = _first(check_address(backend.address), _check_weight(backend.weight))
+        if problem:
+            return problem
+        if backend.key in seen:
+            return _invalid(f"{backend.key} is in the list twice")
+        seen.add(backend.key)
+    if len(seen) > BACKENDS_MAX:
+        return Refusal(Code.TOO_MANY, f"an upstream has at most {BACKENDS_MAX} backends")
+    return None
+
+
+def _first(*problems: Refusal | None) -> Refusal | None:
+    return next((problem for problem in problems if problem), None)
+
+
+def _invalid(detail: str, hint: str = "") -> Refusal:
+    return Refusal(Code.INVALID, detail, hint)

@@ -1,0 +1,126 @@
+"""What a changed file may still change: three lists are compared, backend by backend.
+
+Every instance carries the same file, at its own time: some late, some again after a crash,
+some with an old disk image. A change in it must act once. So an instance proposes what its
+file said before and says now, and both are held against the file's view, what any file last
+said:
+
+1. No file has spoken yet, or the instance remembers just the view: its file is the newest.
+   All of its change is applied, and the view becomes what it says.
+2. Else the instance was behind. If its file says what the view is, or once was, it is only
+   catching up, and nothing is applied.
+3. Else each backend is judged. The view says so already: nothing to do. The view is what the
+   instance remembers: applied. Otherwise others have moved on: skipped, and reported as stale.
+
+An instance without memory takes the view as what it remembers if its file has a higher version
+than the files that made the view; if not, nothing is applied and the differences are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from lb.registry.values import Changed, Entry, Said, Source, View, digest_of
+
+FIELDS = ("address", "weight", "backup")  # What a file may change of a backend it named before.
+
+SaidByKey = Mapping[str, Said]
+SaidChange = tuple[str, Said | None, Said | None]  # Key, what the file said before, says now.
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What of a file is to be applied, and the view after it."""
+
+    apply: tuple[SaidChange, ...]
+    view: View
+    stale: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ()
+
+
+def judge(
+    view: View | None, remembered: SaidByKey | None, says: SaidByKey, version: int
+) -> Judgement:
+    """Decide by the rules above."""
+    if view is None:
+        return Judgement(tuple(differences({}, says)), View(says, version))
+    if remembered is None:
+        if version <= view.version:
+            differs = tuple(key for key, _, _ in differences(view.said, says))
+            return Judgement((), view, differs=differs)
+        remembered = view.said
+    if remembered == view.said:
+        return take_whole(view, says, version)
+    if says == view.said or digest_of(says) in view.past:
+        return Judgement((), view)
+    return _judge_each(view, remembered, says, version)
+
+
+def take_whole(view: View | None, says: SaidByKey, version: int) -> Judgement:
+    """Make the view what the file says, and apply all that differs."""
+    if view is None:
+        return judge(None, None, says, version)
+    if says == view.said:
+        return Judgement((), view)
+    return Judgement(tuple(differences(view.said, says)), view.moved(says, version))
+
+
+def differences(before: SaidByKey, after: SaidByKey) -> Iterator[SaidChange]:
+    """What changed from one list to the other: what is gone, then the rest as the file has it."""
+    for key, said in before.items():
+        if key not in after:
+            yield key, said, None
+    for key, said in after.items():
+        if before.get(key) != said:
+            yield key, before.get(key), said
+
+
+def apply_change(backends: dict[str, Entry], change: SaidChange, stamp: Changed) -> None:
+    """
+    Write one backend's change.
+
+    What the file changed is written and nothing else, so a weight set through the API is not
+    undone by an edit of `backup`. A backend put through the API is not the file's to remove.
+    """
+    key, before, now = change
+    entry = backends.get(key)
+    if now is None:
+        if entry is not None and entry.source is Source.FILE:
+            del backends[key]
+    elif entry is None:
+        backends[key] = Entry(
+            address=now.address,
+            changed=stamp,
+            name=now.name,
+            weight=now.weight,
+            backup=now.backup,
+            source=Source.FILE,
+        )
+    else:
+        news = {
+            name: getattr(now, name)
+            for name in FIELDS
+            if before is None or getattr(before, name) != getattr(now, name)
+        }
+        backends[key] = replace(entry, **news)
+
+
+def _judge_each(view: View, remembered: SaidByKey, says: SaidByKey, version: int) -> Judgement:
+    applied: list[SaidChange] = []
+    stale: list[str] = []
+    said = dict(view.said)
+    for key, before, now in differences(remembered, says):
+        if said.get(key) == now:
+            continue
+        if said.get(key) != before:
+            stale.append(key)
+            continue
+        applied.append((key, before, now))
+        if now is None:
+            del said[key]
+        else:
+            said[key] = now
+    if not applied:
+        return Judgement((), view, stale=tuple(stale))
+    return Judgement(tuple(applied), view.moved(said, version), stale=tuple(stale))
