@@ -10,10 +10,10 @@ import pytest
 from lb.config.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("docs", "bench", "plugins", "changelog.d")
 PAGES = sorted(
-    [*ROOT.glob("*.md")]
-    + [page for name in ("docs", "bench", "plugins", "changelog.d") for page in ROOT.glob(f"{name}/**/*.md")]
-)  # fmt: skip
+    [*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))]
+)
 README_LINES_MAX = 130
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 TARGET = re.compile(r"`make ([a-z-]+)")
