@@ -1,0 +1,148 @@
+"""What no single value can show: names that lead nowhere, addresses taken twice, dead routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lb.config.addresses import Address, listen_address
+from lb.config.kinds import NAME, nearest, shown
+from lb.config.positions import Path
+from lb.config.schema import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong at a path of the tree: at its value, or at its key."""
+
+    path: Path
+    message: str
+    hint: str = ""
+    at_key: bool = False
+
+
+def check(config: Config, *, sound: bool) -> list[Finding]:
+    """
+    Check across tables that are right in themselves; `dangling` looks at the others too.
+
+    Some errors can only be told where all else is right: pass `sound`.
+    """
+    findings = [*_addresses(config), *_admin(config)]
+    if sound and not findings:
+        findings += [*_unreachable(config), *_nothing(config)]
+    return findings
+
+
+def dangling(tree: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find names of listeners and upstreams that do not exist, in a tree as it was written."""
+    listeners, upstreams = _table(tree, "listener"), _table(tree, "upstream")
+    for name in listeners:
+        path: Path = ("listener", name, "upstream")
+        yield from _missing(path, "upstream", _table(listeners, name).get("upstream"), upstreams)
+    for name, table in _table(tree, "route").items():
+        route = table if isinstance(table, dict) else {}
+        several = route.get("listener")
+        for index, listener in enumerate(several if isinstance(several, list) else [several]):
+            path = ("route", name, "listener", index)
+            yield from _missing(path, "listener", listener, listeners)
+        target = route.get("upstream")
+        yield from _missing(("route", name, "upstream"), "upstream", target, upstreams)
+        for share in target if isinstance(target, dict) else ():
+            path = ("route", name, "upstream", share)
+            yield from _missing(path, "upstream", share, upstreams, at_key=True)
+
+
+def warnings(config: Config) -> tuple[str, ...]:
+    """Say what is allowed, yet probably not meant."""
+    return tuple(_warnings(config))
+
+
+def _missing(
+    path: Path, what: str, name: object, known: Mapping[str, Any], *, at_key: bool = False
+) -> Iterator[Finding]:
+    # What is no text, or no name at all, is an error of its own.
+    if isinstance(name, str) and NAME.fullmatch(name) and name not in known:
+        hint = nearest(name, sorted(known)) or f"add [{what}.{name}]"
+        yield Finding(path, f"there is no {what} {shown(name)}", hint, at_key)
+
+
+def _table(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = tree.get(key)
+    return table if isinstance(table, dict) else {}
+
+
+def _addresses(config: Config) -> Iterator[Finding]:
+    taken: dict[Address, str] = {}
+    for path, text, owner in _all_addresses(config):
+        address = listen_address(text)
+        several = [address]
+        if address.is_everywhere and not address.host:
+            # ":80" is both of these, which are two and may stand side by side.
+            several = [Address("0.0.0.0", address.port), Address("::", address.port)]
+        other = next((taken[each] for each in several if each in taken), None)
+        if other is not None:
+            yield Finding(path, f"{text} is taken by {other}", "choose another")
+        taken.update(dict.fromkeys(several, owner))
+
+
+def _all_addresses(config: Config) -> Iterator[tuple[Path, str, str]]:
+    yield ("admin", "address"), config.admin.address, "[admin]"
+    if config.admin.probe is not None:
+        yield ("admin", "probe"), config.admin.probe, "[admin] probe"
+    for name, listener in config.listener.items():
+        for index, text in enumerate(listener.address):
+            yield ("listener", name, "address", index), text, f"[listener.{name}]"
+
+
+def _admin(config: Config) -> Iterator[Finding]:
+    if not listen_address(config.admin.address).is_local:
+        yield Finding(
+            ("admin", "address"),
+            "others could reach this; tokens and TLS for it are not yet supported",
+            "a loopback address or a unix socket",
+        )
+
+
+def _unreachable(config: Config) -> Iterator[Finding]:
+    """Find listeners that could not know where to send anything."""
+    if config.route or len(config.upstream) < 2:
+        return
+    for name, listener in config.listener.items():
+        if listener.upstream is None:
+            yield Finding(
+                ("listener", name),
+                f"listener {shown(name)} has several upstreams to choose from, and no route",
+                f"add upstream = {shown(next(iter(config.upstream)))}, or a [route.NAME]",
+                at_key=True,
+            )
+
+
+def _nothing(config: Config) -> Iterator[Finding]:
+    # A file that an editor has just emptied must not take everything away at a reload.
+    if not config.listener and not config.route and not config.upstream:
+        yield Finding((), "there is nothing in it to serve", "add a [listener.NAME]")
+
+
+def _warnings(config: Config) -> Iterator[str]:
+    workers = config.node.worker_count()
+    used = {target for route in config.route.values() for target in route.targets()}
+    for name, listener in config.listener.items():
+        if listener.limits.connections < workers:
+            yield (
+                f"listener.{name}.limits.connections is {listener.limits.connections},"
+                f" less than the {workers} workers: some could accept nobody"
+            )
+        if listener.upstream is not None:
+            used.add(listener.upstream)
+        elif not config.route:
+            used |= set(config.upstream)
+            if not config.upstream:
+                yield f"listener.{name} has no upstream to go to: it answers 404 to all"
+    if not config.listener:
+        yield "there is no listener: no client is served"
+    for name, upstream in config.upstream.items():
+        if name not in used:
+            yield f"upstream.{name} is used by no listener and no route"
+        if upstream.health is not None and not upstream.health.active:
+            yield f'upstream.{name}.health has neither path nor type = "tcp": nothing is checked'

@@ -1,0 +1,80 @@
+"""From a file's name to a `Config`, or to everything that is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lb.config.checks import warnings
+from lb.config.files import Files
+from lb.config.judge import judge
+from lb.config.problem import ConfigErrors, Problem
+from lb.config.schema import Config
+from lb.errors import UsageError
+
+__all__ = ["ConfigErrors", "Loaded", "Problem", "find_config", "load"]
+
+DEFAULT_FILES = ("lb.toml", "/etc/lb/lb.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """
+    A configuration that can be used.
+
+    `files` are all that were read, absolute; `digest` is over their contents; `warnings` say
+    what is allowed, yet probably not meant.
+    """
+
+    config: Config
+    files: tuple[str, ...]
+    digest: str
+    warnings: tuple[str, ...] = ()
+
+
+def load(path: str, environ: Mapping[str, str]) -> Loaded:
+    """Read, judge and complete a configuration. Raises `ConfigErrors` with all that is wrong."""
+    files = Files(environ)
+    files.read(path)
+    if not files.tree and files.problems:
+        raise ConfigErrors(files.problems)
+    config = _complete(judge(files), os.path.dirname(os.path.abspath(path)), environ)
+    return Loaded(config, tuple(files.names), files.digest, warnings(config))
+
+
+def find_config(given: str | None, environ: Mapping[str, str]) -> str:
+    """Say which file to read: the one given, else $LB_CONFIG, ./lb.toml, /etc/lb/lb.toml."""
+    named = given or environ.get("LB_CONFIG")
+    if named:
+        return named
+    for path in DEFAULT_FILES:
+        if os.path.exists(path):
+            return path
+    raise UsageError(
+        f"no configuration: looked for $LB_CONFIG, ./{', '.join(DEFAULT_FILES)}",
+        'name one with -c, or make one with "lb init"',
+    )
+
+
+def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config:
+    """Settle what depends on where the file lies and on how we were started."""
+    node, data_dir = config.node, config.node.data_dir
+    if "data_dir" not in node.model_fields_set:
+        # systemd may name several, parted by colons; the first is the one meant for us.
+        data_dir = environ.get("STATE_DIRECTORY", "").split(":", maxsplit=1)[0] or data_dir
+    return config.model_copy(
+        update={
+            "node": node.model_copy(update={"data_dir": os.path.join(folder, data_dir)}),
+            "log": config.log.model_copy(
+                update={"output": _beside(config.log.output, folder, {"stderr", "stdout"})}
+            ),
+            "access_log": config.access_log.model_copy(
+                update={"output": _beside(config.access_log.output, folder, {"stdout", "off"})}
+            ),
+        }
+    )
+
+
+def _beside(output: str, folder: str, words: set[str]) -> str:
+    return output if output in words else os.path.join(folder, output)
