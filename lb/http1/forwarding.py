@@ -1,0 +1,85 @@
+"""
+What changes between the head that came in and the head that goes out.
+
+A message is always framed anew in canonical form: one start line of ours, the fields that
+may pass as they came, then the fields that we own. Field order among the kept ones never
+changes (RFC 9110 5.3).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lb.http1.head import RequestFields, ResponseFields
+
+VIA_LOOPS_MAX: Final = 4  # An instance may rightly route to its own listener once or twice.
+
+# RFC 9110 9.2.2; an allow-list, since an unknown method promises nothing.
+IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+
+
+def request_block(fields: RequestFields, *, host: bytes, client: bytes, via: bytes) -> bytes:
+    """
+    Return all that follows a forwarded request's request line, from CRLF to the empty line.
+
+    `host` is what the backend sees; X-Forwarded-Host carries what the client asked for. The
+    client's own X-Forwarded-* are gone already: nobody is trusted to write them.
+    """
+    parts = [b"\r\nHost: ", host, fields.kept]
+    if fields.chunked:
+        parts.append(b"\r\nTransfer-Encoding: chunked")
+    elif fields.length >= 0:
+        parts.append(b"\r\nContent-Length: %d" % fields.length)
+    if fields.expects_continue:
+        parts.append(b"\r\nExpect: 100-continue")
+    parts += [b"\r\nX-Forwarded-For: ", client, b"\r\nX-Forwarded-Proto: http"]
+    if fields.host:
+        parts += [b"\r\nX-Forwarded-Host: ", fields.host]
+    before = fields.via + b", " if fields.via else b""
+    parts += [b"\r\nVia: ", before, b"1.1 ", via, b"\r\n\r\n"]
+    return b"".join(parts)
+
+
+def loops(fields: RequestFields, via: bytes) -> bool:
+    """Whether a request has come through us too often (RFC 9110 7.6)."""
+    return fields.via.count(via) >= VIA_LOOPS_MAX
+
+
+def response_head(
+    status_text: bytes, fields: ResponseFields, framing: bytes, date: bytes, *, close: bool
+) -> bytes:
+    """
+    Return the whole head of a forwarded final response.
+
+    `status_text` is code and reason as they came, `framing` is what `response_framing`
+    returned, `date` is used where the backend sent none (RFC 9110 6.6.1).
+    """
+    if not fields.dated:
+        framing = b"%b\r\nDate: %b" % (framing, date)
+    if close:
+        return b"HTTP/1.1 %b%b%b\r\nConnection: close\r\n\r\n" % (status_text, fields.kept, framing)
+    return b"HTTP/1.1 %b%b%b\r\n\r\n" % (status_text, fields.kept, framing)
+
+
+def interim_head(status_text: bytes, fields: ResponseFields) -> bytes:
+    """Return the whole head of a forwarded 1xx response."""
+    return b"HTTP/1.1 %b%b\r\n\r\n" % (status_text, fields.kept)
+
+
+CHUNKED: Final = b"\r\nTransfer-Encoding: chunked"
+
+
+def response_framing(status: int, fields: ResponseFields, *, minor: int, open_ended: bool) -> bytes:
+    """
+    Return the line that tells the client where the body ends, b"" where it needs none.
+
+    `minor` is the client's HTTP version: 1.0 never gets the chunked coding (RFC 9112 6.1) and
+    learns the end from the close. No length goes with 1xx and 204 (RFC 9110 8.6).
+    """
+    if status == 204:
+        return b""
+    if fields.length >= 0:
+        return b"\r\nContent-Length: %d" % fields.length
+    if minor and (fields.chunked or open_ended):
+        return CHUNKED
+    return b""

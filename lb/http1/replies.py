@@ -1,0 +1,86 @@
+"""
+Our own answers: short, valid, and clear about whose fault it is and what to change.
+
+`Proxy-Status` (RFC 9209) names the error by its registered type, and in `details` the reason
+and the setting, so that nobody needs to guess which of our bounds was met.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+RETRY_AFTER_S: Final = 1
+
+# RFC 9209 2.3, by the word that the access log uses for the same end.
+PROXY_ERRORS: Final = {
+    "backend_refused": "connection_refused",
+    "backend_connect_timeout": "connection_timeout",
+    "backend_dns": "dns_error",
+    "backend_reset": "connection_terminated",
+    "backend_closed": "connection_terminated",
+    "backend_timeout": "http_response_timeout",
+    "backend_bad_response": "http_protocol_error",
+    "no_backend": "destination_unavailable",
+    "queue_timeout": "connection_limit_reached",
+    "limited": "connection_limit_reached",
+    "too_large": "http_request_error",
+    "client_error": "http_request_error",
+    "client_timeout": "http_request_error",
+    "no_route": "http_request_denied",
+    "shutdown": "proxy_internal_error",
+    "loop": "proxy_loop_detected",
+    "our_error": "proxy_internal_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """
+    An answer that no backend gave.
+
+    `end` is the access log's word, or "ok" for an answer that was asked for (`respond`).
+    """
+
+    status: int
+    end: str
+    detail: str = ""
+    fields: tuple[tuple[str, str], ...] = ()
+    body: str | None = None
+
+
+def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes) -> bytes:
+    """Return the whole answer; `name` is this instance's word in Proxy-Status."""
+    reason = REASONS.get(reply.status, b"Unknown")
+    body = _body(reply, reason)
+    lines = [b"HTTP/1.1 %d %b" % (reply.status, reason), b"Date: " + date]
+    lines += [f"{key}: {value}".encode() for key, value in reply.fields]
+    if reply.end != "ok":
+        error = PROXY_ERRORS.get(reply.end, "proxy_internal_error").encode()
+        lines.append(b'Proxy-Status: %b; error=%b; details="%b"' % (name, error, _quoted(reply)))
+    if reply.status in (502, 503, 504):
+        lines.append(b"Retry-After: %d" % RETRY_AFTER_S)
+    if body:
+        lines.append(b"Content-Type: text/plain; charset=utf-8")
+    if reply.status not in (204, 304):
+        lines.append(b"Content-Length: %d" % len(body))
+    if close:
+        lines.append(b"Connection: close")
+    head = b"\r\n".join(lines) + b"\r\n\r\n"
+    return head if method == b"HEAD" or reply.status in (204, 304) else head + body
+
+
+def _body(reply: Reply, reason: bytes) -> bytes:
+    if reply.body is not None:
+        return reply.body.encode()
+    text = b"%d %b" % (reply.status, reason)
+    return text + (b": " + reply.detail.encode() if reply.detail else b"") + b"\n"
+
+
+def _quoted(reply: Reply) -> bytes:
+    """Return the detail as the inside of a Structured Field string (RFC 8941 3.3.3)."""
+    plain = reply.detail.encode("ascii", "replace")
+    safe = bytes(octet if 0x20 <= octet <= 0x7E else 0x3F for octet in plain)
+    return safe.replace(b"\\", b"\\\\").replace(b'"', b'\\"')

@@ -1,0 +1,337 @@
+"""
+One connection to a backend: carries one exchange at a time, idles in its pool between.
+
+Methods are grouped by who calls them: the loop, the pool, the exchange.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from enum import Enum
+from time import monotonic
+from typing import Final, Protocol
+
+from lb.errors import BackendError
+from lb.http1.framing import BodyReader, FramingError, response_body
+from lb.http1.head import (
+    END_OF_HEAD,
+    REPLY_HEAD_BYTES_MAX,
+    ResponseFields,
+    judge_response,
+    read_response_fields,
+    read_status_line,
+)
+from lb.proxy.deadlines import NEVER
+from lb.retry import Failure
+
+INTERIM_RESPONSES_MAX: Final = 16  # 1xx heads before a final one
+WRITE_HIGH: Final = 64 * 1024
+WRITE_LOW: Final = 32 * 1024
+
+
+class Phase(Enum):
+    """What the next octets from the backend are."""
+
+    IDLE = "idle"  # none are due
+    HEAD = "head"
+    BODY = "body"
+    CLOSED = "closed"
+
+
+class Asker(Protocol):
+    """The exchange, as its backend connection sees it."""
+
+    method: bytes
+
+    def interim(self, status: int, status_text: bytes, fields: ResponseFields) -> None:
+        """Pass on a 1xx response."""
+        ...
+
+    def response_started(
+        self,
+        status: int,
+        status_text: bytes,
+        fields: ResponseFields,
+        body: BodyReader | None,
+        payload: bytes,
+    ) -> None:
+        """Take a final response's head and what came of its body with it; not its end."""
+        ...
+
+    def response_continued(self, payload: bytes) -> None:
+        """Take more of the body; not its end."""
+        ...
+
+    def response_ended(self, reusable: bool) -> None:
+        """Take the end of the response; the connection is the caller's to keep or close."""
+        ...
+
+    def backend_failed(self, failure: Failure, detail: str) -> None:
+        """Learn that this connection is of no more use; it is closed already."""
+        ...
+
+    def hold_request(self) -> None:
+        """The backend reads slower than the client sends."""
+        ...
+
+    def release_request(self) -> None:
+        """The backend has caught up."""
+        ...
+
+
+class Home(Protocol):
+    """The pool, as its connections see it."""
+
+    response_timeout: float
+    stall_timeout: float
+
+    def made(self, connection: BackendConnection) -> None:
+        """Count a connection that stands."""
+        ...
+
+    def lost(self, connection: BackendConnection) -> None:
+        """Forget a connection that has closed."""
+        ...
+
+
+class BackendConnection:
+    """Stands between a pool's backend and the exchange that runs on it. Nothing in it awaits."""
+
+    __slots__ = (
+        "_asker",
+        "_body",
+        "_buffer",
+        "_fields",
+        "_interim_count",
+        "_phase",
+        "_pool",
+        "_transport",
+        "carried",
+        "clogged",
+        "deadline",
+        "expires",
+        "idle_hint",
+    )
+
+    def __init__(self, pool: Home, expires: float) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
+        self._asker: Asker | None = None
+        self._phase = Phase.IDLE
+        self._buffer = b""
+        self._body: BodyReader | None = None
+        self._fields: ResponseFields | None = None  # of the response before, to compare with
+        self._interim_count = 0
+        self.carried = 0  # exchanges so far
+        self.clogged = False
+        self.deadline = NEVER
+        self.expires = expires  # too old to be pooled after this
+        self.idle_hint = -1
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        self._pool.made(self)
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase is Phase.BODY:
+            self._take_body(data)
+        elif phase is Phase.HEAD:
+            self._take_head(self._buffer + data if self._buffer else data)
+        else:
+            self.close()  # An answer that nobody asked for (RFC 9112 9.2).
+
+    def eof_received(self) -> bool:
+        return False  # The transport closes itself, connection_lost follows.
+
+    def connection_lost(self, error: Exception | None) -> None:
+        phase, asker = self._phase, self._asker
+        self._phase = Phase.CLOSED
+        self._asker = None
+        self.deadline = NEVER
+        self._pool.lost(self)
+        if asker is None:
+            return
+        if phase is Phase.BODY and self._body is not None and self._body.open_ended and not error:
+            asker.response_ended(False)
+        elif phase is Phase.HEAD and self.carried > 1 and not self._buffer:
+            asker.backend_failed(Failure.STALE, "a kept connection was closed by the backend")
+        elif error is not None:
+            asker.backend_failed(Failure.RESET, "the backend reset the connection")
+        else:
+            asker.backend_failed(Failure.CLOSED, "the backend closed before its response ended")
+
+    def pause_writing(self) -> None:
+        self.clogged = True
+        if self._asker is not None:
+            self._asker.hold_request()
+
+    def resume_writing(self) -> None:
+        self.clogged = False
+        if self._asker is not None:
+            self._asker.release_request()
+
+    # Called by the pool.
+
+    def is_fresh(self, now: float) -> bool:
+        """Whether it may still carry an exchange, as far as we have heard."""
+        return self._phase is Phase.IDLE and now < self.deadline
+
+    def is_silent(self) -> bool:
+        """Whether the kernel holds nothing of it: no octet, no end. Costs a system call."""
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    def rest(self, until: float) -> None:
+        """Idle until then at most."""
+        self.deadline = until
+
+    def close(self) -> None:
+        """Close at once, whatever is under way; an asker is not told."""
+        self._asker = None
+        self._phase = Phase.CLOSED
+        if self._transport is not None:
+            self._transport.abort()
+
+    def on_deadline(self, now: float) -> None:
+        """Give up waiting: for the head, for more of a body, or for being used again."""
+        phase, asker = self._phase, self._asker
+        self.deadline = NEVER
+        self.close()
+        if asker is not None:
+            what = "response" if phase is Phase.HEAD else "stall"
+            asker.backend_failed(Failure.TIMEOUT, f"timeouts.{what} of the upstream passed")
+
+    # Called by the exchange.
+
+    def begin(self, asker: Asker, data: bytes) -> None:
+        """Send a request's head, and what is there of its body; answers go to `asker`."""
+        self._asker = asker
+        self._phase = Phase.HEAD
+        self._interim_count = 0
+        self.carried += 1
+        self.deadline = monotonic() + self._pool.response_timeout
+        self._transport.write(data)
+
+    def send(self, data: bytes) -> None:
+        """Send more of the request's body."""
+        self._transport.write(data)
+        if self._phase is Phase.HEAD:
+            self.deadline = monotonic() + self._pool.response_timeout
+
+    def pause_reading(self) -> None:
+        """Stop reading, and the clock of the backend's stall with it: the client is slow."""
+        self._transport.pause_reading()
+        self.deadline = NEVER
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._transport.resume_reading()
+        self.deadline = monotonic() + self._pool.stall_timeout
+
+    # Reading.
+
+    def _take_head(self, data: bytes) -> None:
+        end = data.find(END_OF_HEAD)
+        if end < 0 or end > REPLY_HEAD_BYTES_MAX:
+            if len(data) > REPLY_HEAD_BYTES_MAX:
+                self._fail(f"the response head is over {REPLY_HEAD_BYTES_MAX} bytes")
+            else:
+                self._buffer = data
+            return
+        self._buffer = b""
+        asker = self._asker
+        assert asker is not None, "a head is due only while somebody asked"
+        head = data[: end + 4]
+        try:
+            judge_response(head)
+            minor, status, line_end = read_status_line(head)
+            block = head[line_end:-2]
+            fields = self._fields
+            if fields is None or fields.block != block:
+                fields = self._fields = read_response_fields(block)
+        except BackendError as error:
+            self._fail(error.message)
+            return
+        if status < 200:
+            self._take_interim(asker, status, head[9:line_end], fields, data[end + 4 :])
+            return
+        self.idle_hint = fields.keep_alive
+        self._body = body = response_body(asker.method, status, fields)
+        if fields.close or (not minor and not fields.persists):
+            self.expires = 0.0
+        self._finish_head(asker, status, head[9:line_end], fields, body, data[end + 4 :])
+
+    def _finish_head(
+        self,
+        asker: Asker,
+        status: int,
+        status_text: bytes,
+        fields: ResponseFields,
+        body: BodyReader | None,
+        data: bytes,
+    ) -> None:
+        if body is None:
+            asker.response_started(status, status_text, fields, None, b"")
+            self._end(data)
+            return
+        try:
+            payload, rest = body.take(data) if data else (data, None)
+        except FramingError as error:
+            self._fail(str(error))
+            return
+        self._phase = Phase.BODY
+        self.deadline = monotonic() + self._pool.stall_timeout
+        asker.response_started(status, status_text, fields, body, payload)
+        if rest is not None:
+            self._end(rest)
+
+    def _take_interim(
+        self, asker: Asker, status: int, status_text: bytes, fields: ResponseFields, rest: bytes
+    ) -> None:
+        self._interim_count += 1
+        if status == 101 or self._interim_count > INTERIM_RESPONSES_MAX:
+            # Upgrade never goes on, so a 101 answers nothing that we asked.
+            self._fail("an upgrade that nobody asked for" if status == 101 else "endless 1xx")
+            return
+        asker.interim(status, status_text, fields)
+        if rest and self._phase is Phase.HEAD:
+            self._take_head(rest)
+
+    def _take_body(self, data: bytes) -> None:
+        asker, body = self._asker, self._body
+        assert asker is not None, "a body is due only while somebody asked"
+        assert body is not None, "a body is due only where there is one"
+        try:
+            payload, rest = body.take(data)
+        except FramingError as error:
+            self._fail(str(error))
+            return
+        if self.deadline is not NEVER:
+            self.deadline = monotonic() + self._pool.stall_timeout
+        if payload:
+            asker.response_continued(payload)
+        if rest is not None:
+            self._end(rest)
+
+    def _end(self, rest: bytes) -> None:
+        """The response is whole: hand the connection back."""
+        asker = self._asker
+        if asker is None:
+            return  # The exchange gave up while it took the last octets.
+        self._asker = None
+        self._phase = Phase.IDLE
+        self.deadline = NEVER
+        # Octets after the end, or a request still being written, leave it in doubt.
+        asker.response_ended(not rest and not self.clogged)
+
+    def _fail(self, detail: str) -> None:
+        asker = self._asker
+        self.close()
+        if asker is not None:
+            asker.backend_failed(Failure.BAD_RESPONSE, detail)

@@ -1,0 +1,407 @@
+"""
+One client's connection: reads requests, one at a time, and writes their answers in order.
+
+A client may send requests ahead of the answers. Only the oldest is looked at; the rest waits
+as octets, read no further than one read may overshoot, until the exchange before has ended.
+Methods are grouped by who calls them: the loop, the exchange, the listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from time import monotonic
+from typing import Final, Protocol
+
+from lb.errors import ClientError
+from lb.http1.framing import BodyReader, FramingError, request_body
+from lb.http1.head import (
+    END_OF_HEAD,
+    RequestFields,
+    judge_request,
+    read_request_fields,
+    read_request_line,
+)
+from lb.http1.replies import Reply
+from lb.model import Listener
+from lb.proxy.deadlines import NEVER
+from lb.proxy.exchange import Exchange
+from lb.proxy.plan import WorkerState
+
+WRITE_HIGH: Final = 64 * 1024
+WRITE_LOW: Final = 32 * 1024
+REQUESTS_MAX: Final = 1000  # that one connection carries
+LINGER_S: Final = 2.0  # how long we read on after the last answer, so that no RST eats it
+LINGER_BYTES_MAX: Final = 1024 * 1024
+CLOSE_S: Final = 30.0  # for the last answer to leave
+CLOSES_NOW_AFTER_S: Final = 0.5  # of idling, while draining
+_EMPTY_LINE: Final = b"\r\n"
+
+
+class Phase(Enum):
+    """What the next octets from the client are."""
+
+    IDLE = "idle"  # the first of a request
+    HEAD = "head"  # more of a head
+    BODY = "body"
+    AHEAD = "ahead"  # of requests whose turn has not come
+    LINGER = "linger"  # nothing that we look at
+    CLOSED = "closed"
+
+
+class Desk(Protocol):
+    """The switchboard, as a client connection sees it."""
+
+    worker: WorkerState
+
+    def open_exchange(
+        self,
+        client: ClientConnection,
+        head: tuple[bytes, bytes, int, RequestFields, bool],
+        started: float,
+    ) -> Exchange:
+        """Begin the exchange of a request; the client has been told of it already."""
+        ...
+
+    def refuse(self, client: ClientConnection, reply: Reply, octets: bytes) -> bytes:
+        """Return the answer to what is no request, counted and logged."""
+        ...
+
+    def closed(self, client: ClientConnection) -> None:
+        """Forget a connection."""
+        ...
+
+
+class ClientConnection:
+    """Stands between one client's socket and its exchanges. Nothing in it awaits."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_desk",
+        "_fields",
+        "_half_closed",
+        "_head_started",
+        "_held",
+        "_lingered",
+        "_phase",
+        "_scanned",
+        "_transport",
+        "_unsent",
+        "address",
+        "address_octets",
+        "carried",
+        "clogged",
+        "deadline",
+        "draining",
+        "exchange",
+        "plan",
+    )
+
+    def __init__(self, desk: Desk, plan: Listener) -> None:
+        self._desk = desk
+        self.plan = plan  # replaced between exchanges when an edition changes it
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
+        self._phase = Phase.IDLE
+        self._buffer = b""
+        self._scanned = 0  # octets of the buffer that hold no end of a head
+        self._head_started = 0.0
+        self._body: BodyReader | None = None
+        self._fields: RequestFields | None = None  # of the request before, to compare with
+        self._half_closed = False
+        self._held = False  # by the exchange: the backend is slow
+        self._lingered = 0
+        self._unsent = 0
+        self.address = ""
+        self.address_octets = b""
+        self.carried = 0
+        self.clogged = False  # an exchange that starts later looks here first
+        self.draining = False
+        self.exchange: Exchange | None = None
+        self.deadline = NEVER
+
+    @property
+    def listener(self) -> str:
+        """The listener's name."""
+        return self.plan.name
+
+    @property
+    def keeps(self) -> bool:
+        """Whether another request may follow the present one."""
+        return not self.draining and not self._half_closed and self.carried < REQUESTS_MAX
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else "unix:"
+        self.address_octets = self.address.encode() if isinstance(peer, tuple) else b"unknown"
+        self.deadline = monotonic() + self.plan.timeouts.idle
+        self._desk.worker.deadlines.watch(self)
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase is Phase.BODY:
+            self._take_body(data)
+        elif phase is Phase.LINGER:
+            self._lingered += len(data)
+            if self._lingered > LINGER_BYTES_MAX:
+                self._transport.abort()
+        elif phase is not Phase.CLOSED:
+            self._buffer = self._buffer + data if self._buffer else data
+            if phase is Phase.AHEAD:
+                self._transport.pause_reading()
+            else:
+                self._take_head()
+
+    def eof_received(self) -> bool:
+        phase = self._phase
+        if phase is Phase.AHEAD:
+            # Half-closed, as `nc -N` does: the answer is still wanted, or the next write fails.
+            self._half_closed = True
+            return True
+        if phase is Phase.BODY:
+            self._lose_exchange()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._phase = Phase.CLOSED
+        self.deadline = NEVER
+        self._desk.worker.deadlines.forget(self)
+        self._desk.closed(self)
+        self._lose_exchange()
+
+    def pause_writing(self) -> None:
+        self.clogged = True
+        self._unsent = self._transport.get_write_buffer_size()
+        if self.exchange is not None:
+            self.deadline = monotonic() + self.plan.timeouts.stall
+            self.exchange.pause_response()
+
+    def resume_writing(self) -> None:
+        self.clogged = False
+        if self.exchange is not None:
+            self.deadline = NEVER if self._phase is Phase.AHEAD else self._stall_deadline()
+            self.exchange.resume_response()
+
+    def on_deadline(self, now: float) -> None:
+        """Give up waiting for the client: what for depends on the phase."""
+        phase = self._phase
+        self.deadline = NEVER
+        if phase in (Phase.LINGER, Phase.CLOSED):
+            self._transport.abort()
+        elif phase is Phase.HEAD:
+            self._refuse(Reply(408, "client_timeout", self._setting("timeouts.header") + "passed"))
+        elif phase is Phase.IDLE:
+            self._close()
+        elif self.clogged:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:
+                self._unsent = unsent
+                self.deadline = now + self.plan.timeouts.stall
+            else:
+                self._transport.abort()  # connection_lost tells the exchange
+        elif self.exchange is not None and not self._held:
+            detail = self._setting("timeouts.stall") + "passed without more of the body"
+            self.exchange.stalled(detail)
+
+    # Called by the exchange.
+
+    def write(self, data: bytes) -> None:
+        """Send octets of the response."""
+        self._transport.write(data)
+
+    def hold(self) -> None:
+        """Stop reading the request's body."""
+        if not self._held and self._phase is Phase.BODY:
+            self._held = True
+            self._transport.pause_reading()
+            self.deadline = NEVER  # now the backend's clock runs
+
+    def release(self) -> None:
+        """Read the request's body on."""
+        if self._held:
+            self._held = False
+            self._transport.resume_reading()
+            self.deadline = self._stall_deadline()
+
+    def finished(self, *, keep: bool) -> None:
+        """The response is whole: next request, or close."""
+        self.exchange = None
+        phase = self._phase
+        if phase is Phase.CLOSED:
+            return
+        if self._held:
+            self._held = False
+            self._transport.resume_reading()
+        if not keep or phase is Phase.BODY or not self.keeps:
+            self._part(gently=phase is Phase.BODY or bool(self._buffer))
+            return
+        self._phase = Phase.IDLE
+        self.deadline = monotonic() + self.plan.timeouts.idle
+        if self._buffer:
+            # Not a plain call: a thousand queued requests would be a thousand frames.
+            self._desk.worker.loop.call_soon(self._go_on)
+
+    def cut(self) -> None:
+        """Close so that the client cannot take what it got for a whole response."""
+        self.exchange = None
+        if self._phase is not Phase.CLOSED:
+            self._phase = Phase.CLOSED
+            self._transport.abort()
+
+    # Called by the listener.
+
+    def drain(self) -> None:
+        """Carry no further request; close once idle."""
+        self.draining = True
+        if self._phase is Phase.IDLE and not self._buffer:
+            # A moment's patience: the next request may be on its way to us.
+            idle_since = self.deadline - self.plan.timeouts.idle
+            self.deadline = min(self.deadline, idle_since + CLOSES_NOW_AFTER_S)
+
+    def kill(self, end: str) -> None:
+        """Close now, whatever runs."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_lost(end)
+        self._phase = Phase.CLOSED
+        self._transport.abort()
+
+    # Reading.
+
+    def _go_on(self) -> None:
+        """Turn to what the client sent ahead."""
+        if self._phase is Phase.IDLE:
+            self._transport.resume_reading()
+            self._take_head()
+
+    def _take_head(self) -> None:
+        buffer = self._buffer
+        while buffer.startswith(_EMPTY_LINE):  # RFC 9112 2.2 asks for one to be ignored.
+            buffer = self._buffer = buffer[2:]
+            self._scanned = 0
+        end = buffer.find(END_OF_HEAD, self._scanned)
+        limits = self.plan.limits
+        if end < 0 or end > limits.header_bytes:
+            self._await_head(buffer)
+            return
+        size = end + 4
+        if size == len(buffer):
+            head, self._buffer = buffer, b""
+        else:
+            head, self._buffer = buffer[:size], buffer[size:]
+        self._scanned = 0
+        started = self._head_started if self._phase is Phase.HEAD else monotonic()
+        try:
+            self._begin(head, started)
+        except ClientError as error:
+            end_word = "too_large" if error.status in (413, 414, 431) else "client_error"
+            hint = f" ({self._setting(error.hint).rstrip()})" if error.hint else ""
+            self._refuse(Reply(error.status, end_word, error.message + hint), head)
+
+    def _begin(self, head: bytes, started: float) -> None:
+        limits = self.plan.limits
+        method, target, minor, line_end = read_request_line(head)
+        if line_end > limits.request_line:
+            raise ClientError(414, "the request line is too long", "limits.request_line")
+        judge_request(head)
+        block = head[line_end:-2]
+        fields = self._fields
+        if fields is None or fields.block != block:
+            fields = self._fields = read_request_fields(block, limits.headers)
+        if not minor and fields.chunked:
+            raise ClientError(400, "Transfer-Encoding in HTTP/1.0")  # RFC 9112 6.1
+        if fields.host is None and minor:
+            raise ClientError(400, "no Host")  # RFC 9112 3.2
+        self.carried += 1
+        if fields.close or not minor:
+            self.carried = max(self.carried, REQUESTS_MAX)
+        self._body = body = request_body(fields)
+        if body is None:
+            self._phase = Phase.AHEAD
+            self.deadline = NEVER
+        else:
+            self._phase = Phase.BODY
+            self.deadline = self._stall_deadline()
+        self._desk.open_exchange(self, (method, target, minor, fields, body is not None), started)
+        if self._buffer:
+            data, self._buffer = self._buffer, b""
+            self.data_received(data)
+
+    def _await_head(self, buffer: bytes) -> None:
+        """See to it that a head cannot grow or take time without bound."""
+        limits = self.plan.limits
+        if len(buffer) > limits.request_line and buffer.find(b"\r\n", 0, limits.request_line) < 0:
+            setting = self._setting("limits.request_line")
+            self._refuse(Reply(414, "too_large", f"the request line is over {setting}"), buffer)
+        elif len(buffer) > limits.header_bytes:
+            setting = self._setting("limits.header_bytes")
+            self._refuse(Reply(431, "too_large", f"the head is over {setting}"), buffer)
+        elif buffer and self._phase is Phase.IDLE:
+            self._phase = Phase.HEAD
+            self._head_started = monotonic()
+            self.deadline = self._head_started + self.plan.timeouts.header
+        self._scanned = max(0, len(buffer) - 3)
+
+    def _take_body(self, data: bytes) -> None:
+        body, exchange = self._body, self.exchange
+        assert body is not None, "a body is due only where there is one"
+        assert exchange is not None, "a body belongs to an exchange"
+        try:
+            payload, rest = body.take(data)
+        except FramingError as error:
+            exchange.malformed(str(error))
+            return
+        if not self._held and not self.clogged:
+            self.deadline = self._stall_deadline()
+        if rest is not None:
+            self._phase = Phase.AHEAD
+            self.deadline = NEVER
+            self._buffer = rest
+            if rest:
+                self._transport.pause_reading()
+        exchange.request_data(payload, whole=rest is not None)
+
+    def _refuse(self, reply: Reply, octets: bytes = b"") -> None:
+        """Answer what is no request of ours to pass on, and part."""
+        self.write(self._desk.refuse(self, reply, octets))
+        self._part(gently=True)
+
+    # Closing.
+
+    def _part(self, *, gently: bool) -> None:
+        """
+        Close after what is written has left.
+
+        `gently`: octets from the client may be unread or on their way; closing on them would
+        send a RST, and that can overtake the answer (RFC 9112 9.6). So we only end our side
+        and read on for a while.
+        """
+        self._buffer = b""
+        if not gently:
+            self._close()
+            return
+        self._phase = Phase.LINGER
+        self.deadline = monotonic() + LINGER_S
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._transport.resume_reading()
+
+    def _close(self) -> None:
+        self._phase = Phase.CLOSED
+        self.deadline = monotonic() + CLOSE_S
+        self._transport.close()
+
+    def _lose_exchange(self) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_lost()
+
+    def _stall_deadline(self) -> float:
+        return monotonic() + self.plan.timeouts.stall
+
+    def _setting(self, key: str) -> str:
+        return f"listener.{self.plan.name}.{key} "

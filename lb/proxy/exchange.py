@@ -1,0 +1,599 @@
+"""
+One request and its response, through us.
+
+The life of an exchange, in the order of its steps:
+
+    CONNECTING  an endpoint is picked; no connection yet, its body (if any) is held
+    SENT        the head is on its way, and what of the body came; waiting for the response
+    RESPONDING  the response's head went to the client; its body follows
+    DONE        counted and logged; connections went back, or were closed
+
+A failed try leads from CONNECTING or SENT back to CONNECTING as long as `retry` allows it,
+else to an answer of our own. Methods are grouped by who calls them: the client connection,
+the pool, the backend connection.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Container
+from enum import Enum
+from time import monotonic
+from typing import Final, Protocol
+
+from lb.errors import OurError
+from lb.http1 import forwarding
+from lb.http1.forwarding import CHUNKED, IDEMPOTENT
+from lb.http1.framing import LAST_CHUNK, BodyReader, chunk
+from lb.http1.head import RequestFields, ResponseFields
+from lb.http1.replies import Reply
+from lb.metrics import BOUNDS, SUM
+from lb.proxy.backend_connection import BackendConnection
+from lb.proxy.deadlines import NEVER
+from lb.proxy.plan import Plan, WorkerState
+from lb.proxy.pool import Connecting
+from lb.proxy.upstream import LiveEndpoint, LiveUpstream
+from lb.retry import REPLAY_BYTES_MAX, SAME_BACKEND_DELAY_S, Failure, may_retry
+
+ERROR_SECONDS: Final = 10.0  # what a failed try counts as, where latency decides
+JOIN_BYTES_MAX: Final = 16 * 1024  # up to here one write of a copy beats two writes
+_ERROR_KINDS: Final = {
+    Failure.REFUSED: "connect",
+    Failure.CONNECT_TIMEOUT: "connect",
+    Failure.STALE: "reset",
+    Failure.RESET: "reset",
+    Failure.CLOSED: "reset",
+    Failure.TIMEOUT: "timeout",
+    Failure.BAD_RESPONSE: "protocol",
+}
+_GATEWAY_TIMEOUTS: Final = frozenset({Failure.TIMEOUT, Failure.CONNECT_TIMEOUT})
+
+
+class Step(Enum):
+    """Where an exchange stands; see the module."""
+
+    CONNECTING = 1
+    SENT = 2
+    RESPONDING = 3
+    DONE = 4
+
+
+class Client(Protocol):
+    """The client connection, as its exchange sees it."""
+
+    address: str
+    address_octets: bytes
+    clogged: bool
+
+    @property
+    def listener(self) -> str:
+        """The listener's name."""
+        ...
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the connection may carry another request after this one."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send octets of the response."""
+        ...
+
+    def hold(self) -> None:
+        """Stop reading the request's body."""
+        ...
+
+    def release(self) -> None:
+        """Read the request's body on."""
+        ...
+
+    def finished(self, *, keep: bool) -> None:
+        """Learn that the response is whole, and whether the connection may go on."""
+        ...
+
+    def cut(self) -> None:
+        """Close so that the client cannot take what it got for a whole response."""
+        ...
+
+
+class Exchange:
+    """Carries one request to a backend, its response back, and says how it went."""
+
+    __slots__ = (
+        "_backend",
+        "_backend_key",
+        "_body_sent",
+        "_bytes_in",
+        "_bytes_out",
+        "_chunking",
+        "_client",
+        "_connect_s",
+        "_connecting",
+        "_endpoint",
+        "_fields",
+        "_first_byte_s",
+        "_held",
+        "_keep",
+        "_key",
+        "_line",
+        "_minor",
+        "_open_ended",
+        "_plan",
+        "_replayable",
+        "_request_id",
+        "_retrying",
+        "_reused",
+        "_started",
+        "_status",
+        "_step",
+        "_tried",
+        "_tries",
+        "_try_started",
+        "_upstream",
+        "_whole",
+        "_worker",
+        "_written",
+        "deadline",
+        "method",
+        "target",
+    )
+
+    def __init__(
+        self,
+        worker: WorkerState,
+        plan: Plan,
+        upstream: LiveUpstream | None,
+        client: Client,
+        head: tuple[bytes, bytes, int, RequestFields, bool],
+        started: float,
+    ) -> None:
+        """`head` is method, target, minor version, fields, and whether a body follows."""
+        self.method, self.target, self._minor, self._fields, has_body = head
+        self._worker = worker
+        self._plan = plan
+        self._upstream = upstream
+        self._client = client
+        self._started = started
+        self._request_id = worker.next_request_id()
+        self._step = Step.CONNECTING
+        self._whole = not has_body  # the request's end has come from the client
+        self._keep = client.keeps
+        self._held: list[bytes] = []  # of the body, as it goes to a backend: sent or to be sent
+        self._body_sent = 0  # octets of the body given to the present backend
+        self._replayable = True
+        self._written = False
+        self._tried: list[LiveEndpoint] = []
+        self._tries: list[tuple[str, float, str]] = []
+        self._backend_key = ""
+        self._endpoint: LiveEndpoint | None = None
+        self._backend: BackendConnection | None = None
+        self._connecting: Connecting | None = None
+        self._retrying = False
+        self._reused = False
+        self._chunking = False
+        self._open_ended = False
+        self._status = 0
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._connect_s: float | None = None
+        self._first_byte_s: float | None = None
+        self._try_started = started
+        self._key = b""
+        self._line = b""
+        self.deadline = NEVER
+
+    # Called by the client connection.
+
+    def start(self, line: bytes, key: bytes) -> None:
+        """
+        Go to a backend. `line` is the request line as sent on, up to the version; `key` is
+        what the hash policy balances by.
+        """
+        upstream = self._upstream
+        assert upstream is not None, "without an upstream there is only `answer`"
+        upstream.active += 1
+        self._line = line
+        self._key = key
+        if self._plan.timeout:
+            self.deadline = self._started + self._plan.timeout
+            self._worker.deadlines.watch(self)
+        self._try()
+
+    def answer(self, reply: Reply) -> None:
+        """Answer by ourselves; ends the exchange."""
+        keep = self._keep and self._whole
+        data = self._worker.render(reply, close=not keep, method=self.method)
+        self._status = reply.status
+        self._bytes_out += len(data)
+        self._client.write(data)
+        self._finish(reply.end, keep=keep)
+
+    def request_data(self, payload: bytes, *, whole: bool) -> None:
+        """Take octets of the request's body, decoded; `whole`: they are the last."""
+        self._bytes_in += len(payload)
+        limit = self._plan.body_max
+        if limit is not None and self._bytes_in > limit:
+            self._refuse_body(limit)
+            return
+        self._whole = whole
+        data = payload
+        if self._fields.chunked:
+            data = (chunk(payload) if payload else b"") + (LAST_CHUNK if whole else b"")
+        if self._replayable:
+            self._held.append(data)
+        if self._backend is not None:
+            self._body_sent += len(data)
+            if self._body_sent > REPLAY_BYTES_MAX:
+                self._replayable = False
+                self._held.clear()
+            self._backend.send(data)
+        elif sum(map(len, self._held)) > REPLAY_BYTES_MAX:
+            self._client.hold()  # Until there is a backend that takes it.
+
+    def client_lost(self, end: str = "client_closed") -> None:
+        """Learn that nobody wants the response any more."""
+        if self._step is Step.DONE:
+            return
+        if not self._status:
+            self._status = 499
+        self._drop_backend(end, reusable=False)
+        self._finish(end, keep=False)
+
+    def stalled(self, detail: str) -> None:
+        """The client has not sent more of its body in time."""
+        self._end_early(Reply(408, "client_timeout", detail))
+
+    def malformed(self, detail: str) -> None:
+        """The client's body is none (RFC 9112 7.1)."""
+        self._end_early(Reply(400, "client_error", detail))
+
+    def uses(self, endpoints: Container[LiveEndpoint]) -> bool:
+        """Whether it runs on one of these."""
+        return self._endpoint in endpoints
+
+    def pause_response(self) -> None:
+        """The client reads slower than the backend sends."""
+        if self._backend is not None and self._step is Step.RESPONDING:
+            self._backend.pause_reading()
+
+    def resume_response(self) -> None:
+        """The client has caught up."""
+        if self._backend is not None and self._step is Step.RESPONDING:
+            self._backend.resume_reading()
+
+    def on_deadline(self, now: float) -> None:
+        """The route's `timeout` for the whole exchange has passed."""
+        self.deadline = NEVER
+        detail = f"route.{self._plan.route}.timeout passed"
+        self._end_early(Reply(504, "backend_timeout", detail))
+
+    def overdue(self) -> None:
+        """The backend has left, and `drain.force` has passed."""
+        self._end_early(Reply(503, "shutdown", "drain.force of the upstream passed"))
+
+    # Called by the pool.
+
+    def connected(self, connection: BackendConnection, seconds: float) -> None:
+        """Send the request on a connection just made."""
+        self._connecting = None
+        self._connect_s = seconds
+        self._worker.observe(self._plan.connect_seconds, seconds)
+        self._send(connection)
+
+    def connect_failed(self, failure: Failure, detail: str) -> None:
+        """Learn that the endpoint cannot be connected to."""
+        self._connecting = None
+        self.backend_failed(failure, detail)
+
+    # Called by the backend connection.
+
+    def interim(self, status: int, status_text: bytes, fields: ResponseFields) -> None:
+        """Pass on a 1xx response (RFC 9110 15.2), not to an HTTP/1.0 client."""
+        if self._minor:
+            data = forwarding.interim_head(status_text, fields)
+            self._bytes_out += len(data)
+            self._client.write(data)
+
+    def response_started(
+        self,
+        status: int,
+        status_text: bytes,
+        fields: ResponseFields,
+        body: BodyReader | None,
+        payload: bytes,
+    ) -> None:
+        """Take a response's head, and what came of its body with it."""
+        self._step = Step.RESPONDING
+        self._status = status
+        self._first_byte_s = monotonic() - self._try_started
+        open_ended = body is not None and body.open_ended
+        framing = forwarding.response_framing(
+            status, fields, minor=self._minor, open_ended=open_ended
+        )
+        self._chunking = framing is CHUNKED and body is not None
+        # What has neither length nor chunks ends with the connection.
+        self._open_ended = body is not None and not framing
+        if self._open_ended or not self._whole:
+            self._keep = False
+        data = forwarding.response_head(
+            status_text, fields, framing, self._worker.date, close=not self._keep
+        )
+        if payload:
+            if self._chunking:
+                payload = chunk(payload)
+            if len(payload) > JOIN_BYTES_MAX:
+                self._bytes_out += len(data)
+                self._client.write(data)
+                data = payload
+            else:
+                data += payload
+        self._bytes_out += len(data)
+        self._client.write(data)
+        if self._client.clogged:
+            self.pause_response()
+
+    def response_continued(self, payload: bytes) -> None:
+        """Take more of the response's body."""
+        if self._chunking:
+            payload = chunk(payload)
+        self._bytes_out += len(payload)
+        self._client.write(payload)
+
+    def response_ended(self, reusable: bool) -> None:
+        """Take the end of the response."""
+        if self._chunking:
+            self._bytes_out += len(LAST_CHUNK)
+            self._client.write(LAST_CHUNK)
+        self._drop_backend("ok", reusable=reusable and self._whole)
+        self._finish("ok", keep=self._keep and self._whole)
+
+    def backend_failed(self, failure: Failure, detail: str) -> None:
+        """Take the failure of a try: try elsewhere, answer, or cut the response short."""
+        endpoint = self._endpoint
+        assert endpoint is not None, "a try has an endpoint"
+        self._worker.view[endpoint.errors[_ERROR_KINDS[failure]]] += 1
+        self._backend = None
+        self._leave_endpoint(endpoint, failure.value)
+        if self._step is Step.RESPONDING:
+            self._finish(failure.value, keep=False, cut=True)
+        elif not self._retry(failure, endpoint):
+            status = 504 if failure in _GATEWAY_TIMEOUTS else 502
+            end = "backend_reset" if failure is Failure.STALE else failure.value
+            self.answer(Reply(status, end, f"{detail} (upstream {self._plan.upstream_name})"))
+
+    def hold_request(self) -> None:
+        """The backend reads slower than the client sends."""
+        if not self._whole:
+            self._client.hold()
+
+    def release_request(self) -> None:
+        """The backend has caught up."""
+        self._client.release()
+
+    # Trying.
+
+    def _try(self) -> None:
+        """Pick an endpoint and get a connection to it."""
+        upstream = self._upstream
+        assert upstream is not None, "see start"
+        endpoint = upstream.pick(self._tried, self._key)
+        if endpoint is None:
+            self._answer_no_backend(upstream)
+            return
+        self._use(endpoint, fresh=False)
+
+    def _use(self, endpoint: LiveEndpoint, *, fresh: bool) -> None:
+        self._step = Step.CONNECTING
+        self._endpoint = endpoint
+        self._backend_key = endpoint.key
+        self._try_started = monotonic()
+        endpoint.in_flight += 1
+        assert self._upstream is not None, "see start"
+        balancer = self._upstream.balancer
+        if balancer.counts:
+            balancer.taken(endpoint)
+        connection = None
+        if not fresh:
+            connection = endpoint.pool.take(certain=self.method not in IDEMPOTENT)
+        if connection is not None:
+            self._reused = True
+            self._send(connection)
+            return
+        self._reused = False
+        self._connecting = endpoint.pool.connect(self)
+        if self._connecting is None:
+            self._leave_endpoint(endpoint, "limited")
+            self.answer(Reply(503, "limited", "too many connections to one backend are being made"))
+
+    def _send(self, connection: BackendConnection) -> None:
+        upstream, endpoint = self._upstream, self._endpoint
+        assert upstream is not None, "see start"
+        assert endpoint is not None, "a connection leads to one"
+        self._backend = connection
+        self._step = Step.SENT
+        self._written = True
+        data = b"%b HTTP/1.1\r\nX-Request-ID: %b%b" % (
+            self._line,
+            self._request_id,
+            self._block(upstream.policy.host, endpoint),
+        )
+        if self._held:
+            body = b"".join(self._held)
+            self._body_sent = len(body)
+            data += body
+            if self._body_sent > REPLAY_BYTES_MAX:
+                self._replayable = False
+                self._held.clear()
+        connection.begin(self, data)
+        if not self._whole and not connection.clogged:
+            self._client.release()
+
+    def _block(self, policy: str, endpoint: LiveEndpoint) -> bytes:
+        """Return the forwarded fields, made once for equal fields of one client connection."""
+        fields = self._fields
+        if policy == "keep" and fields.host:
+            host = fields.host
+        elif policy in ("keep", "backend"):
+            host = b"localhost" if endpoint.address[:5] == "unix:" else endpoint.address.encode()
+        else:
+            host = policy.encode()
+        if fields.memo_key != host:
+            fields.memo_key = host
+            fields.memo = forwarding.request_block(
+                fields, host=host, client=self._client.address_octets, via=self._worker.via
+            )
+        return fields.memo
+
+    def _retry(self, failure: Failure, endpoint: LiveEndpoint) -> bool:
+        """Try once more, if that is allowed; False if it is not."""
+        upstream = self._upstream
+        assert upstream is not None, "see start"
+        if endpoint not in self._tried:
+            self._tried.append(endpoint)
+        # A kept connection that was dead already says nothing of the backend: it is free, once.
+        free = failure is Failure.STALE and len(self._tries) == 1
+        tries = len(self._tries) - (self._tries[0][2] == Failure.STALE.value)
+        idempotent = self.method in IDEMPOTENT
+        if not may_retry(
+            failure,
+            wrote=self._written,
+            idempotent=idempotent,
+            replayable=self._replayable,
+            begun=self._bytes_out > 0,
+        ) or (not free and tries >= upstream.policy.retries.attempts):
+            return False
+        if not self._retrying and not free:
+            if not upstream.budget.allows(upstream.active):
+                return False
+            self._retrying = True
+            upstream.budget.retrying += 1
+        self._worker.view[endpoint.retries[_ERROR_KINDS[failure]]] += 1
+        self._written = False
+        other = upstream.pick(self._tried, self._key)
+        if other is not None:
+            self._use(other, fresh=failure is Failure.STALE)
+        elif failure is Failure.STALE:
+            self._use(endpoint, fresh=True)
+        else:
+            self._step = Step.CONNECTING
+            delay = self._worker.rng.uniform(*SAME_BACKEND_DELAY_S)
+            self._worker.loop.call_later(delay, self._try_again, endpoint)
+        return True
+
+    def _try_again(self, endpoint: LiveEndpoint) -> None:
+        """Go back to the only endpoint that there is, after a pause."""
+        if self._step is Step.CONNECTING and self._endpoint is None:
+            self._use(endpoint, fresh=False)
+
+    # Ending.
+
+    def _answer_no_backend(self, upstream: LiveUpstream) -> None:
+        self.answer(
+            Reply(503, "no_backend", f"upstream {upstream.name} has no backend that may be used")
+        )
+
+    def _refuse_body(self, limit: int) -> None:
+        detail = f"the body is over route.{self._plan.route}.body_max ({limit} bytes)"
+        self._end_early(Reply(413, "too_large", detail))
+
+    def _end_early(self, reply: Reply) -> None:
+        """End now: by an answer if none has begun, else by cutting the response short."""
+        if self._step is Step.DONE:
+            return
+        begun = self._bytes_out > 0
+        self._drop_backend(reply.end, reusable=False)
+        if begun:
+            self._finish(reply.end, keep=False, cut=True)
+        else:
+            self._keep = False
+            self.answer(reply)
+
+    def _leave_endpoint(self, endpoint: LiveEndpoint, end: str) -> None:
+        """This try is over; `end` says how, in the access log's words."""
+        now = monotonic()
+        self._tries.append((endpoint.key, now - self._try_started, end))
+        endpoint.in_flight -= 1
+        self._endpoint = None
+        assert self._upstream is not None, "see start"
+        balancer = self._upstream.balancer
+        if balancer.counts:
+            balancer.returned(endpoint)
+        if balancer.observes:
+            # An error must count as slow, or a backend that fails fast attracts everything.
+            seconds = self._first_byte_s if self._step is Step.RESPONDING else None
+            balancer.observe(endpoint, ERROR_SECONDS if seconds is None else seconds, now)
+
+    def _drop_backend(self, end: str, *, reusable: bool) -> None:
+        """Give the connection back to its pool, or close it."""
+        endpoint = self._endpoint
+        if endpoint is None:
+            return
+        connecting, self._connecting = self._connecting, None
+        if connecting is not None:
+            connecting.waiter = None
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            if reusable:
+                endpoint.pool.put(backend)
+            else:
+                backend.close()
+        if self._step is Step.RESPONDING:
+            view = self._worker.view
+            first = self._first_byte_s or 0.0
+            view[endpoint.classes[self._status // 100]] += 1
+            view[endpoint.seconds + bisect_left(BOUNDS, first)] += 1
+            view[endpoint.seconds + SUM] += int(first * 1e6)
+        self._leave_endpoint(endpoint, end)
+
+    def _finish(self, end: str, *, keep: bool, cut: bool = False) -> None:
+        if self._step is Step.DONE:
+            raise OurError("an exchange ends once")
+        self._step = Step.DONE
+        if self._plan.timeout:
+            self._worker.deadlines.forget(self)
+        upstream = self._upstream
+        if upstream is not None and self._line:
+            upstream.active -= 1
+            if self._retrying:
+                upstream.budget.retrying -= 1
+        self._held.clear()
+        self._record(end)
+        client = self._client
+        if cut:
+            client.cut()
+        else:
+            client.finished(keep=keep)
+
+    def _record(self, end: str) -> None:
+        """Count and log."""
+        worker, plan = self._worker, self._plan
+        seconds = monotonic() - self._started
+        plan.count(self.method, self._status, seconds, self._bytes_in, self._bytes_out)
+        log = worker.log
+        if log is None:
+            return
+        log.append(
+            (
+                worker.wall_offset + self._started + seconds,
+                self._request_id,
+                self._client.listener,
+                self._client.address,
+                self.method,
+                self._fields.host or b"",
+                self.target,
+                self._minor,
+                self._status,
+                seconds,
+                self._connect_s,
+                self._first_byte_s,
+                self._bytes_in,
+                self._bytes_out,
+                plan.route,
+                plan.upstream_name,
+                self._backend_key,
+                tuple(self._tries),
+                self._reused,
+                end,
+                self._fields.block if worker.log_wants_head else b"",
+            )
+        )

@@ -1,0 +1,201 @@
+"""Connections to one endpoint of one upstream, in one worker: the idle ones, and who waits."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from time import monotonic
+from typing import Final, Protocol
+
+from lb.model import Upstream
+from lb.proxy.backend_connection import BackendConnection
+from lb.proxy.deadlines import NEVER, Deadlines
+from lb.retry import Failure
+
+CONNECTS_MAX: Final = 1024  # connections being made to one endpoint at a time
+EXCHANGES_MAX: Final = 1000  # that one connection carries
+AGE_S: Final = 600.0
+AGE_JITTER: Final = 0.2  # so that a fleet does not reconnect as one
+IDLE_HINT_MAX_S: Final = 60.0
+
+
+class Waiter(Protocol):
+    """Who asked for a new connection."""
+
+    def connected(self, connection: BackendConnection, seconds: float) -> None:
+        """Use the connection; making it took `seconds`."""
+        ...
+
+    def connect_failed(self, failure: Failure, detail: str) -> None:
+        """Learn that there is none to be had."""
+        ...
+
+
+class Connecting:
+    """A connection being made. Its waiter may lose interest: then it is pooled."""
+
+    __slots__ = ("_pool", "_started", "_task", "deadline", "waiter")
+
+    def __init__(self, pool: Pool, waiter: Waiter, timeout: float) -> None:
+        self._pool = pool
+        self._started = monotonic()
+        self.waiter: Waiter | None = waiter
+        self.deadline = self._started + timeout
+        self._task = pool.dial()
+        self._task.add_done_callback(self._done)
+
+    def on_deadline(self, now: float) -> None:
+        """Give up connecting."""
+        self.deadline = NEVER
+        self._task.cancel()
+
+    def _done(self, task: asyncio.Task[tuple[asyncio.Transport, BackendConnection]]) -> None:
+        self._pool.dialled(self)
+        waiter, self.waiter = self.waiter, None
+        if task.cancelled():
+            if waiter is not None:
+                waiter.connect_failed(
+                    Failure.CONNECT_TIMEOUT, "timeouts.connect of the upstream passed"
+                )
+            return
+        error = task.exception()
+        if error is None:
+            _, connection = task.result()
+            if waiter is None:
+                self._pool.put(connection)
+            else:
+                waiter.connected(connection, monotonic() - self._started)
+        elif not isinstance(error, OSError):
+            raise error
+        elif waiter is not None:
+            waiter.connect_failed(Failure.REFUSED, _in_words(error))
+
+
+class Pool:
+    """Makes, lends and keeps connections; the last one used is lent first, so extras age out."""
+
+    def __init__(
+        self,
+        address: str,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        rng: random.Random,
+    ) -> None:
+        self._address = address
+        self._loop = loop
+        self._deadlines = deadlines
+        self._rng = rng
+        self._idle: list[BackendConnection] = []
+        self._all: set[BackendConnection] = set()
+        self._connecting: set[Connecting] = set()
+        self._closing = False
+        self.configure(Upstream(""))
+
+    def configure(self, policy: Upstream) -> None:
+        """Take on an upstream's timeouts and bounds; also puts a closed pool back to use."""
+        self.connect_timeout = policy.timeouts.connect
+        self.response_timeout = policy.timeouts.response
+        self.stall_timeout = policy.timeouts.stall
+        self._idle_max = policy.keepalive.idle_max
+        self._idle_s = policy.keepalive.idle
+        self._closing = False
+
+    @property
+    def idle_count(self) -> int:
+        """Connections that nobody uses now."""
+        return len(self._idle)
+
+    @property
+    def busy_count(self) -> int:
+        """Connections that carry an exchange now."""
+        return len(self._all) - len(self._idle)
+
+    def take(self, *, certain: bool) -> BackendConnection | None:
+        """
+        Lend an idle connection, None if there is none.
+
+        `certain` asks the kernel first whether it is still good: for requests that could not
+        be sent again if it is not.
+        """
+        idle = self._idle
+        now = monotonic()
+        while idle:
+            connection = idle.pop()
+            if connection.is_fresh(now) and (not certain or connection.is_silent()):
+                return connection
+            connection.close()
+        return None
+
+    def connect(self, waiter: Waiter) -> Connecting | None:
+        """Begin to make a connection for `waiter`; None if too many are being made."""
+        if len(self._connecting) >= CONNECTS_MAX:
+            return None
+        connecting = Connecting(self, waiter, self.connect_timeout)
+        self._connecting.add(connecting)
+        self._deadlines.watch(connecting)
+        return connecting
+
+    def put(self, connection: BackendConnection) -> None:
+        """Keep a connection whose response ended cleanly, if it is worth keeping."""
+        now = monotonic()
+        if (
+            self._closing
+            or now >= connection.expires
+            or connection.carried >= EXCHANGES_MAX
+            or len(self._idle) >= self._idle_max
+        ):
+            connection.close()
+            return
+        hint = connection.idle_hint
+        # Just under the backend's own bound, or its close meets our next request half way.
+        seconds = self._idle_s if hint < 0 else min(hint - 1.0, IDLE_HINT_MAX_S)
+        connection.rest(now + seconds)
+        self._idle.append(connection)
+
+    def close_idle(self) -> None:
+        """Close what nobody uses, and from now on keep nothing."""
+        self._closing = True
+        while self._idle:
+            self._idle.pop().close()
+
+    # Called by connections, and by those being made.
+
+    def dial(self) -> asyncio.Task[tuple[asyncio.Transport, BackendConnection]]:
+        """Begin to connect."""
+        loop, address = self._loop, self._address
+        if address.startswith("unix:"):
+            return loop.create_task(loop.create_unix_connection(self._make, address[5:]))  # type: ignore[type-var]
+        host, _, port = address.rpartition(":")
+        return loop.create_task(
+            loop.create_connection(self._make, host.strip("[]"), int(port))  # type: ignore[type-var]
+        )
+
+    def dialled(self, connecting: Connecting) -> None:
+        """Forget a connection that is no longer being made."""
+        self._connecting.discard(connecting)
+        self._deadlines.forget(connecting)
+
+    def made(self, connection: BackendConnection) -> None:
+        """Count a connection from when it stands: uvloop makes its protocol before that."""
+        self._all.add(connection)
+        self._deadlines.watch(connection)
+
+    def lost(self, connection: BackendConnection) -> None:
+        """Forget a connection that has closed."""
+        self._deadlines.forget(connection)
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _make(self) -> BackendConnection:
+        age = AGE_S * (1 + AGE_JITTER * (2 * self._rng.random() - 1))
+        return BackendConnection(self, monotonic() + age)
+
+
+def _in_words(error: OSError) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return "the backend refused the connection"
+    if isinstance(error, socket.gaierror):
+        return "the backend's name has no address"
+    return f"cannot connect to the backend: {error.strerror or error}"

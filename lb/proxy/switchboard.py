@@ -1,0 +1,304 @@
+"""
+The present edition made live: who listens for what, which plan a request falls under, which
+upstream serves it. `install` swaps in what changed; exchanges that run keep what they began
+with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from typing import Final
+
+from lb.errors import ClientError
+from lb.http1.forwarding import loops
+from lb.http1.head import RequestFields, cookie_value, field_values, split_absolute
+from lb.http1.replies import Reply
+from lb.metrics import Meters
+from lb.model import AccessLog as AccessLogSettings
+from lb.model import Endpoint, Health, Listener, Plans, Route
+from lb.proxy.accesslog import AccessLog
+from lb.proxy.client_connection import ClientConnection
+from lb.proxy.exchange import Exchange
+from lb.proxy.plan import Plan, WorkerState
+from lb.proxy.upstream import LiveUpstream
+from lb.routing import Kind, Match, Router, normalise, pick_share
+
+# What a path must hold before normalising can change or refuse it.
+_PATH_TO_NORMALISE = re.compile(rb"[%\\;]|//|/\.")
+_KEEP_SERIES_EVERY_S: Final = 30.0
+
+
+class Switchboard:
+    """Connects each request with what the present edition says of it."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        worker: int,
+        workers: int,
+        meters: Meters,
+        rng: random.Random,
+    ) -> None:
+        self.worker = WorkerState(loop, meters, rng, worker)
+        self.workers = workers
+        self.ready = True
+        self.ready_asked = False  # The worker looks each second, and takes it back.
+        self.clients: set[ClientConnection] = set()
+        self._loop = loop
+        self._meters = meters
+        self._rng = rng
+        self._node = ""
+        self._listeners: dict[str, Listener] = {}
+        self._by_address: dict[str, str] = {}
+        self._router = Router((), (), ())
+        self._single: dict[str, Match | None] = {}
+        self._upstreams: dict[str, LiveUpstream] = {}
+        self._departed: list[LiveUpstream] = []
+        self._plans: dict[tuple[str, str, str], Plan] = {}
+        self._log_settings: AccessLogSettings | None = None
+        self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
+        self._verdicts: dict[str, dict[str, Health]] = {}
+        self._policies: Plans | None = None
+        self._series_kept_at = 0.0
+        self.worker.deadlines.every_tick(self.worker.on_tick)
+        self.worker.deadlines.every_tick(self._on_tick)
+        self.worker.deadlines.start()
+
+    # Called by the worker.
+
+    def install(
+        self,
+        plans: Plans | None,
+        upstreams: dict[str, tuple[Endpoint, ...]] | None,
+        verdicts: dict[str, dict[str, Health]] | None,
+    ) -> None:
+        """Serve by these from now on; None stands for what did not change."""
+        touched: set[str] = set()
+        if verdicts is not None:
+            touched |= {name for name in verdicts.keys() | self._verdicts.keys()
+                        if verdicts.get(name) != self._verdicts.get(name)}  # fmt: skip
+            self._verdicts = verdicts
+        if upstreams is not None:
+            touched |= {name for name in upstreams.keys() | self._endpoints.keys()
+                        if upstreams.get(name) != self._endpoints.get(name)}  # fmt: skip
+            self._endpoints = upstreams
+        if plans is not None:
+            self._install_plans(plans)
+            touched |= self._upstreams.keys()
+        if self._policies is None:
+            return
+        for policy in self._policies.upstreams:
+            if policy.name in touched:
+                self._upstreams[policy.name].install(
+                    policy,
+                    self._endpoints.get(policy.name, ()),
+                    self._verdicts.get(policy.name, {}),
+                )
+
+    def reopen_logs(self) -> None:
+        """Open log files anew, under their names."""
+        if self.worker.log is not None:
+            self.worker.log.reopen()
+
+    def close(self) -> None:
+        """Write out what is left; nothing may be served after this."""
+        self.worker.deadlines.stop()
+        if self.worker.log is not None:
+            self.worker.log.close()
+
+    # Called by the listeners.
+
+    def plan_of(self, address: str) -> Listener | None:
+        """Return the listener that has `address` now, None if none has."""
+        return self._listeners.get(self._by_address.get(address, ""))
+
+    def accept(self, address: str) -> ClientConnection:
+        """Make the protocol of a client that connected to `address`."""
+        plan = self.plan_of(address) or Listener("", (address,))
+        client = ClientConnection(self, plan)
+        client.draining = not self.ready or not plan.name
+        self.clients.add(client)
+        return client
+
+    # Called by client connections.
+
+    def closed(self, client: ClientConnection) -> None:
+        """Forget a connection."""
+        self.clients.discard(client)
+
+    def open_exchange(
+        self,
+        client: ClientConnection,
+        head: tuple[bytes, bytes, int, RequestFields, bool],
+        started: float,
+    ) -> Exchange:
+        """Find the request's plan, and begin. ClientError where it can have none."""
+        method, target, minor, fields, has_body = head
+        host = fields.host or b""
+        path = target
+        if target[:1] != b"/":
+            if target == b"*" and method == b"OPTIONS":
+                path = b"/"
+            else:
+                host, target = split_absolute(target)
+                path = target
+                fields = self._with_host(fields, host)
+                head = (method, target, minor, fields, has_body)
+        if loops(fields, self.worker.via):
+            raise ClientError(508, "the request has come through here too often")
+        match = self._single.get(client.plan.name)
+        if match is None or _PATH_TO_NORMALISE.search(path):
+            match = self._route(client.plan.name, method, host, path, fields)
+        route = match.route
+        upstream_name = match.upstream
+        if route is not None and route.split:
+            upstream_name = pick_share(route, self._key(route.split_by, client, target, fields))
+        plan = self._plan(client.plan.name, route, upstream_name or "")
+        upstream = self._upstreams.get(upstream_name) if upstream_name else None
+        exchange = Exchange(self.worker, plan, upstream, client, head, started)
+        client.exchange = exchange
+        if target == (client.plan.ready_path or "").encode() and client.plan.ready_path:
+            exchange.answer(self._readiness())
+        elif upstream is not None:
+            by = upstream.policy.hash_key if upstream.policy.balance == "hash" else ""
+            key = self._key(by, client, path, fields) if by else b""
+            exchange.start(method + b" " + target, key)
+        else:
+            exchange.answer(self._own_reply(match))
+        return exchange
+
+    def refuse(self, client: ClientConnection, reply: Reply, octets: bytes) -> bytes:
+        """Return the answer to what is no request, counted and logged."""
+        data = self.worker.render(reply, close=True, method=b"")
+        plan = self._plan(client.plan.name, None, "")
+        plan.count(b"", reply.status, 0.0, len(octets), len(data))
+        log = self.worker.log
+        if log is not None:
+            line = octets[:256].split(b"\r\n", 1)[0]
+            log.append(
+                (self.worker.wall_offset + self._loop.time(), self.worker.next_request_id(),
+                 client.plan.name, client.address, b"", b"", line, 1, reply.status, 0.0, None,
+                 None, len(octets), len(data), "", "", "", (), False, reply.end, b"")
+            )  # fmt: skip
+        return data
+
+    # Routing.
+
+    def _route(
+        self, listener: str, method: bytes, host: bytes, path: bytes, fields: RequestFields
+    ) -> Match:
+        plain = normalise(path.split(b"?", 1)[0].decode("ascii"))
+        block = fields.block
+
+        def values(name: str) -> list[str]:
+            return [value.decode("latin-1") for value in field_values(block, name.encode())]
+
+        name = host.decode("ascii").lower()
+        if not name.startswith("["):
+            name = name.partition(":")[0]
+        return self._router.route(listener, name, plain, method.decode("ascii"), values)
+
+    def _key(
+        self, by: str, client: ClientConnection, target: bytes, fields: RequestFields
+    ) -> bytes:
+        """Return the octets that `split_by` or `hash_key` names."""
+        kind, _, name = by.partition(":")
+        if kind == "header":
+            return b",".join(field_values(fields.block, name.encode()))
+        if kind == "cookie":
+            return cookie_value(fields.block, name.encode()) or b""
+        if kind == "path":
+            return target.split(b"?", 1)[0]
+        return client.address_octets
+
+    def _own_reply(self, match: Match) -> Reply:
+        respond = match.route.respond if match.route is not None else None
+        if match.kind is Kind.METHOD_NOT_ALLOWED:
+            allow = (("Allow", ", ".join(match.allow)),)
+            return Reply(405, "no_route", "no route takes this method here", allow)
+        if respond is not None:
+            where = (("Location", respond.location),) if respond.location else ()
+            return Reply(respond.status, "ok", fields=where, body=respond.body)
+        if match.kind is Kind.NOT_FOUND:
+            return Reply(404, "no_route", "no route matches, and the listener has no upstream")
+        return Reply(503, "no_backend", f"upstream {match.upstream} is not known here yet")
+
+    def _readiness(self) -> Reply:
+        self.ready_asked = True
+        if self.ready:
+            return Reply(200, "ok", body="ready\n")
+        return Reply(503, "ok", body="stopping\n")
+
+    def _with_host(self, fields: RequestFields, host: bytes) -> RequestFields:
+        """Return a copy whose Host is the target's authority (RFC 9112 3.2.2)."""
+        copy = RequestFields(fields.block)
+        for name in RequestFields.__slots__:
+            setattr(copy, name, getattr(fields, name))
+        copy.host = host
+        copy.memo_key = None
+        return copy
+
+    # Swapping.
+
+    def _install_plans(self, plans: Plans) -> None:
+        self._policies = plans
+        self._node = plans.node
+        self.worker.via = plans.via.encode()
+        self._listeners = {listener.name: listener for listener in plans.listeners}
+        self._by_address = {
+            address: listener.name for listener in plans.listeners for address in listener.addresses
+        }
+        names = {upstream.name for upstream in plans.upstreams}
+        self._router = Router(plans.routes, plans.listeners, names)
+        self._single = {name: self._router.single(name) for name in self._listeners}
+        for name in self._upstreams.keys() - names:
+            gone = self._upstreams.pop(name)
+            gone.leave()
+            self._departed.append(gone)
+        for name in names - self._upstreams.keys():
+            self._upstreams[name] = LiveUpstream(
+                name, self._loop, self.worker.deadlines, self._meters, self._rng
+            )
+        self._plans.clear()  # running exchanges hold on to theirs
+        for client in self.clients:
+            client.plan = self._listeners.get(client.plan.name, client.plan)
+        if plans.access_log != self._log_settings:
+            self._change_log(plans)
+
+    def _change_log(self, plans: Plans) -> None:
+        before = self.worker.log
+        self._log_settings = settings = plans.access_log
+        if settings.output == "off":
+            self.worker.log = None
+        else:
+            self.worker.log = AccessLog(settings, plans.node, self.worker.worker, self._meters)
+        self.worker.log_wants_head = self.worker.log is not None and self.worker.log.wants_head
+        if before is not None:
+            before.close()
+
+    def _plan(self, listener: str, route: Route | None, upstream: str) -> Plan:
+        key = (listener, route.name if route is not None else "", upstream)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plans[key] = Plan(self._meters, listener, route, upstream)
+        return plan
+
+    def _on_tick(self, now: float) -> None:
+        overdue = set()
+        for upstream in (*self._upstreams.values(), *self._departed):
+            overdue.update(upstream.on_tick(now))
+        self._departed = [upstream for upstream in self._departed if upstream.active]
+        if overdue:
+            for client in tuple(self.clients):
+                if client.exchange is not None and client.exchange.uses(overdue):
+                    client.exchange.overdue()
+        if now - self._series_kept_at > _KEEP_SERIES_EVERY_S:
+            self._series_kept_at = now
+            self._meters.keep(self._backends(), now)
+            self._meters.sweep(now)
+
+    def _backends(self) -> set[tuple[str, str]]:
+        upstreams = (*self._upstreams.values(), *self._departed)
+        return {(upstream.name, key) for upstream in upstreams for key in upstream.keys}

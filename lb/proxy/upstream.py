@@ -1,0 +1,190 @@
+"""
+One upstream live in one worker: who takes traffic now, and what is known of each endpoint.
+
+A `LiveEndpoint` outlives editions: its pool, counts and latency stay as long as some edition
+has it, and until its last exchange ends after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Container, Sequence
+from time import monotonic
+
+from lb.balance import Balancer, make
+from lb.health import eligible
+from lb.metrics import Meters
+from lb.model import Endpoint, Health, State, Upstream
+from lb.proxy.deadlines import NEVER, Deadlines
+from lb.proxy.plan import Slots
+from lb.proxy.pool import Pool
+from lb.retry import RetryBudget
+
+
+class LiveEndpoint:
+    """An endpoint with its pool, its running exchanges, and its counters' places."""
+
+    __slots__ = (
+        "_gauges",
+        "_view",
+        "address",
+        "backup",
+        "classes",
+        "errors",
+        "health",
+        "in_flight",
+        "key",
+        "latency",
+        "leaves_at",
+        "pool",
+        "retries",
+        "seconds",
+        "state",
+        "weight",
+    )
+
+    def __init__(self, upstream: str, endpoint: Endpoint, pool: Pool, meters: Meters) -> None:
+        self.key = endpoint.key
+        self.address = endpoint.address
+        self.pool = pool
+        self.health = Health.UNCHECKED
+        self.in_flight = 0
+        self.latency = 0.0
+        self.leaves_at = NEVER  # when its last exchanges are cut, once it is leaving
+        self.adopt(endpoint)
+        labels = {"upstream": upstream, "backend": endpoint.key}
+        total = "lb_backend_requests_total"
+        self.classes: Slots[int] = Slots(lambda n: meters.counter(total, **labels, code=f"{n}xx"))
+        self.seconds = meters.histogram("lb_backend_seconds", **labels)
+        self.errors: Slots[str] = Slots(
+            lambda kind: meters.counter("lb_backend_errors_total", **labels, kind=kind)
+        )
+        self.retries: Slots[str] = Slots(
+            lambda reason: meters.counter("lb_retries_total", **labels, reason=reason)
+        )
+        self._gauges = (
+            meters.gauge("lb_backend_active_requests", **labels),
+            meters.gauge("lb_backend_connections", **labels, conn="idle"),
+            meters.gauge("lb_backend_connections", **labels, conn="busy"),
+        )
+        self._view = meters.view
+
+    def adopt(self, endpoint: Endpoint) -> None:
+        """Take on what an edition says of it."""
+        self.weight = endpoint.weight
+        self.state = endpoint.state
+        self.backup = endpoint.backup
+
+    def show(self) -> None:
+        """Write the gauges: at each tick, not at each request."""
+        active, idle, busy = self._gauges
+        self._view[active] = self.in_flight
+        self._view[idle] = self.pool.idle_count
+        self._view[busy] = self.pool.busy_count
+
+    def leave(self, now: float, force_s: float) -> None:
+        """Take no more requests; what runs may go on until `force_s` from now."""
+        self.pool.close_idle()
+        if self.leaves_at is NEVER:
+            self.leaves_at = now + force_s
+
+
+class LiveUpstream:
+    """Gives out endpoints by policy, health and state; swapped into by each edition."""
+
+    def __init__(
+        self,
+        name: str,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        meters: Meters,
+        rng: random.Random,
+    ) -> None:
+        self.name = name
+        self.policy = Upstream(name)
+        self.budget = RetryBudget(self.policy.retries.budget)
+        self.active = 0
+        self.panicking = False
+        self._loop = loop
+        self._deadlines = deadlines
+        self._meters = meters
+        self._rng = rng
+        self._endpoints: dict[tuple[str, str], LiveEndpoint] = {}
+        self._leaving: set[LiveEndpoint] = set()
+        self._balancer: Balancer[LiveEndpoint] = make("round_robin", (), rng)
+
+    def install(
+        self, policy: Upstream, endpoints: Sequence[Endpoint], verdicts: dict[str, Health]
+    ) -> None:
+        """Serve by these from the next pick on; positions, pools and counts are kept."""
+        self.policy = policy
+        self.budget.share = policy.retries.budget
+        now = monotonic()
+        before, self._endpoints = self._endpoints, {}
+        unknown = Health.CHECKING if policy.checked else Health.UNCHECKED
+        for endpoint in endpoints:
+            live = self._adopt(before.pop((endpoint.key, endpoint.address), None), endpoint)
+            live.pool.configure(policy)
+            live.health = verdicts.get(endpoint.address, unknown) if policy.checked else unknown
+            self._endpoints[endpoint.key, endpoint.address] = live
+            if endpoint.state is not State.ACTIVE:
+                live.leave(now, policy.drain.force)
+                self._leaving.add(live)
+            else:
+                live.leaves_at = NEVER
+                self._leaving.discard(live)
+        for gone in before.values():
+            gone.leave(now, policy.drain.force)
+            self._leaving.add(gone)
+        judged = [(live, live.health) for live in self._endpoints.values()]
+        usable, self.panicking = eligible(judged, policy.panic)
+        self._balancer = make(policy.balance, usable, self._rng, self._balancer)
+
+    def pick(self, tried: Container[LiveEndpoint], key: bytes) -> LiveEndpoint | None:
+        """Return who gets the next request, None if nobody may."""
+        return self._balancer.pick(tried, key)
+
+    @property
+    def balancer(self) -> Balancer[LiveEndpoint]:
+        """The policy at work; it may want to hear of starts and ends."""
+        return self._balancer
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of the endpoints it has, those that are leaving included."""
+        return {live.key for live in (*self._endpoints.values(), *self._leaving)}
+
+    def leave(self) -> None:
+        """Be gone from the config: end when the last exchange does."""
+        self.install(self.policy, (), {})
+
+    def on_tick(self, now: float) -> list[LiveEndpoint]:
+        """Show gauges; return endpoints whose last exchanges must be cut now."""
+        overdue = []
+        for live in self._endpoints.values():
+            live.show()
+        for live in tuple(self._leaving):
+            live.show()
+            if live.leaves_at <= now:
+                overdue.append(live)
+                live.leaves_at = NEVER
+            if not live.in_flight and (live.key, live.address) not in self._endpoints:
+                self._leaving.discard(live)
+        return overdue
+
+    def _adopt(self, live: LiveEndpoint | None, endpoint: Endpoint) -> LiveEndpoint:
+        if live is None:
+            live = self._returning(endpoint)
+        if live is None:
+            pool = Pool(endpoint.address, self._loop, self._deadlines, self._rng)
+            return LiveEndpoint(self.name, endpoint, pool, self._meters)
+        live.adopt(endpoint)
+        return live
+
+    def _returning(self, endpoint: Endpoint) -> LiveEndpoint | None:
+        """Find an endpoint that was leaving and is wanted again."""
+        for live in self._leaving:
+            if (live.key, live.address) == (endpoint.key, endpoint.address):
+                return live
+        return None

@@ -1,0 +1,64 @@
+"""
+Whether a failed try may be followed by another (RFC 9110 9.2.2).
+
+What decides is how much of the request may have had an effect: nothing was written, then
+any request may go elsewhere; something was written, then only an idempotent one, whole; a
+response has begun, then none. A timeout is never retried: the work may be running, and a
+second copy of slow work makes it slower.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+RETRIES_AT_LEAST: Final = 3  # the budget never stops so few at a time
+REPLAY_BYTES_MAX: Final = 64 * 1024
+SAME_BACKEND_DELAY_S: Final = (0.025, 0.25)
+
+
+class Failure(Enum):
+    """How a try ended. The value is the access log's word for it."""
+
+    REFUSED = "backend_refused"
+    CONNECT_TIMEOUT = "backend_connect_timeout"
+    STALE = "backend_stale"  # a pooled connection, dead before any octet of the response
+    RESET = "backend_reset"
+    CLOSED = "backend_closed"
+    TIMEOUT = "backend_timeout"
+    BAD_RESPONSE = "backend_bad_response"
+
+
+# Nothing of the request can have reached the backend's work.
+_UNSENT: Final = frozenset({Failure.REFUSED, Failure.CONNECT_TIMEOUT})
+_MAY_REPEAT: Final = frozenset({Failure.STALE, Failure.RESET, Failure.CLOSED})
+
+
+def may_retry(
+    failure: Failure, *, wrote: bool, idempotent: bool, replayable: bool, begun: bool
+) -> bool:
+    """
+    Whether the request may be sent once more, attempts and budget apart.
+
+    `wrote`: any octet was given to the connection; `replayable`: all that was sent of the
+    body is still held; `begun`: any octet of a response, 1xx included, went to the client.
+    """
+    if begun or not replayable:
+        return False
+    if failure in _UNSENT or (not wrote and failure in _MAY_REPEAT):
+        return True
+    return idempotent and failure in _MAY_REPEAT
+
+
+class RetryBudget:
+    """Bounds the retries of one upstream in one worker to a share of its active requests."""
+
+    __slots__ = ("retrying", "share")
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.retrying = 0
+
+    def allows(self, active: int) -> bool:
+        """Whether one more request may be a retry while `active` requests run."""
+        return self.retrying < max(RETRIES_AT_LEAST, int(active * self.share))
