@@ -6,37 +6,35 @@ a unix stream pair that the supervisor made, in frames, over which editions come
 
 A child says `hello` first and obeys nothing but its channel and that channel's end.
 
-    supervisor -> child   welcome   first words: slot, workers, drain (worker); first, workers,
-                                    held, slots, reason (controller); descriptors in the order
-                                    of its `carries` list
-                          link      one end of a Stream (to the controller: with `slot`)
-                          unready   fail readiness, serve on
-                          reopen    log files, now
-                          stop      end now
-    supervisor -> worker  sockets   open: [[address, slot], ..], one descriptor each
-                          return    slot: these queues have their own worker again
-                          forget    addresses: accept to empty, then close
-                          drain     seconds: accept no more, finish what runs, end
-                          settings  what changed of the welcome: drain
-    child -> supervisor   hello     role, slot, build, pid
-                          beat      each second: asked (readiness, since the last beat), lag
-    worker -> supervisor  serving   an edition is in and its listeners are open
-    supervisor -> ctrl    bound     id, error, hint; `own` sockets as descriptors
-                          reload    SIGHUP came
-                          workers   what runs in each slot, whenever that changes
-                          metrics   slots, one descriptor each
-                          gone      slot: its worker ended
-    ctrl -> supervisor    bind      id, addresses, own: hold a socket for each
-                          forget    addresses
-                          edition   number; one descriptor, sealed
-                          settings  workers, grace, drain, log
-                          restart   slot: this worker is silent, replace it
-                          stop      drain (or null: as configured), now
-    worker -> controller  hello     slot, build, number, parts {name: digest} that it holds
-                          live      number
-    controller -> worker  part      name; the body is the part
-                          gone      name: that part is no more
-                          commit    number: swap to what was sent
+    supervisor -> child       unready   fail readiness, serve on
+                              reopen    log files, now
+                              stop      end now
+                              link      one end of a Stream (to the controller: slot)
+    supervisor -> worker      welcome   slot, workers, drain, stopping; counters and edition
+                              sockets   open: [[address, slot], ..], one descriptor each
+                              return    slot: these queues have their own worker again
+                              forget    addresses: accept to empty, then close
+                              settings  drain
+                              drain     seconds: accept no more, finish what runs, end
+    supervisor -> controller  welcome   first, stopping, held {address: own}, ended, pid; edition
+                              metrics   slots, one descriptor each
+                              workers   who works in which slot, whenever that changes
+                              bound     id, error, hint; a descriptor for each of `own`
+                              reload    SIGHUP came
+    child -> supervisor       hello     role, build, pid
+                              beat      each second: asked (for readiness, since the last), lag
+    worker -> supervisor      serving   an edition is in and its listeners are open
+    controller -> supervisor  settings  workers, grace, drain, log
+                              bind      id, addresses, own: hold a socket for each
+                              forget    addresses
+                              edition   number; one descriptor, sealed
+                              restart   slot: this worker is silent, replace it
+                              stop      drain (null: as configured)
+    worker -> controller      hello     slot, build, number, parts {name: digest} that it holds
+                              live      number
+    controller -> worker      part      name; the body is the part
+                              gone      name: that part is no more
+                              commit    number: swap to what was sent
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ CHANNEL_QUEUE_MAX = 1024  # Messages that wait for a peer who does not read.
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 BEAT = 1.0  # Seconds between two `beat`s.
 
-_FRAME = struct.Struct("!IH")  # Length of all that follows it, length of the fields.
+_FRAME = struct.Struct("!II")  # Length of all that follows it, length of the fields.
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 

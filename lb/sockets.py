@@ -26,6 +26,8 @@ PROBE_STEP = 0.1
 LISTENER_MODE = 0o666  # Of unix sockets: who may ask a listener is for its folder to say.
 OWN_MODE = 0o660
 
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -37,43 +39,21 @@ class Place:
 
 
 def parse(address: str) -> Place:
-    """Understand `host:port`, `[ip6]:port`, `:port` and `unix:/path`."""
+    """Understand `ip:port`, `[ip6]:port`, `:port` and `unix:/path`."""
     if address.startswith("unix:"):
         return Place(socket.AF_UNIX, address.removeprefix("unix:"))
-    host, colon, digits = address.rpartition(":")
-    if not colon or not (digits.isascii() and digits.isdigit()) or not 0 < int(digits) < 65536:
+    host, _, digits = address.rpartition(":")
+    try:
+        port = int(digits)
+        if not host and socket.has_dualstack_ipv6():
+            return Place(socket.AF_INET6, ("::", port), dual=True)
+        ip = ip_address(host.strip("[]") or "0.0.0.0")
+        return Place(_FAMILIES[ip.version], (str(ip), port))
+    except ValueError:
         raise StartError(
             f"{address!r} is no address to listen on",
-            'write "host:port", ":port", "[ip6]:port" or "unix:/path"',
-        )
-    port = int(digits)
-    if not host:
-        return _all_addresses(port)
-    if host.startswith("[") and host.endswith("]"):
-        return Place(socket.AF_INET6, (host[1:-1], port))
-    try:
-        return Place(
-            socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET, (host, port)
-        )
-    except ValueError:
-        return _named(address, host, port)
-
-
-def _all_addresses(port: int) -> Place:
-    if socket.has_dualstack_ipv6():
-        return Place(socket.AF_INET6, ("::", port), dual=True)
-    return Place(socket.AF_INET, ("0.0.0.0", port))
-
-
-def _named(address: str, host: str, port: int) -> Place:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise StartError(
-            f"cannot listen on {address}: {error.strerror}", "give an IP address of this machine"
+            'write "127.0.0.1:80", ":80", "[::1]:80" or "unix:/path"',
         ) from None
-    family, _, _, _, sockaddr = found[0]
-    return Place(family, (str(sockaddr[0]), port))
 
 
 @dataclass(slots=True)

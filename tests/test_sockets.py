@@ -29,17 +29,14 @@ def bound(sockets: Sockets, *addresses: str, **how: Any) -> list[str]:
     [
         ("127.0.0.1:80", Place(socket.AF_INET, ("127.0.0.1", 80))),
         ("[::1]:80", Place(socket.AF_INET6, ("::1", 80))),
-        ("localhost:80", Place(socket.AF_INET, ("127.0.0.1", 80))),
         ("unix:/run/app.sock", Place(socket.AF_UNIX, "/run/app.sock")),
     ],
 )
-def test_parse(address: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 80))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+def test_parse(address: str, place: Place) -> None:
     assert parse(address) == place
 
 
-@pytest.mark.parametrize("address", ["80", "a:b", "127.0.0.1:0", "127.0.0.1:65536", "x:", ":²"])
+@pytest.mark.parametrize("address", ["80", "a:b", "localhost:80", "127.0.0.1:", "x:", ":²"])
 def test_parse_refuses(address: str) -> None:
     with pytest.raises(StartError, match="no address"):
         parse(address)

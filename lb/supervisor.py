@@ -1,0 +1,698 @@
+"""The process that `lb run` becomes: holds what must not be lost, and keeps the others running.
+
+It holds all sockets, the newest edition and the counters' memory, starts controller and
+workers by command line, starts them again when they end, and turns signals into actions.
+It knows nothing of configuration, backends or HTTP: what it does not know cannot end it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import site
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from lb import daemonlog, link
+from lb.build import BUILD
+from lb.child import FOR_THE_SUPERVISOR, refuse_optimised, take_descriptors, tell
+from lb.errors import AccordError, StartError
+from lb.link import Channel, Message
+from lb.metrics import create_memory
+from lb.sockets import Sockets
+
+log = logging.getLogger(__name__)
+
+STEADY = 10.0  # Seconds that a child must have lived for its end not to count as a crash loop.
+FIRST_WAIT = 0.1
+LONGEST_WAIT = 30.0
+LEND_AFTER = 1.0  # Seconds that a slot's clients wait for their own worker.
+ASKED_RECENTLY = 30.0  # Nobody asked for readiness since: nobody will see that it fails.
+GRACE = 5.0  # Until the controller says what is configured.
+DRAIN = 30.0
+DRAIN_MARGIN = 2.0  # Workers cut what still runs at the end of `drain`; this is for the rest.
+STOP_PATIENCE = 2.0  # Seconds from `stop` to SIGKILL.
+LOST_PATIENCE = 1.0  # Seconds from the end of a child's channel, which is mostly its own end.
+TASKS_MAX = 256  # Requests for sockets under way; the controller makes one at a time.
+
+
+class Phase(Enum):
+    """Where this instance stands in its life."""
+
+    STARTING = "starting"  # No edition yet: the controller's end is ours.
+    SERVING = "serving"
+    GRACE = "grace"  # Not ready, but still accepting.
+    DRAINING = "draining"
+    ENDING = "ending"
+
+
+class Standing(Enum):
+    """How far a child has come."""
+
+    STARTED = "started"
+    GREETED = "greeted"  # It said hello,
+    WELCOMED = "welcomed"  # and got all that it needs.
+    SERVING = "serving"  # A worker that accepts clients.
+
+
+class Backoff:
+    """How long to wait before the next start: nothing at first, ever longer in a crash loop."""
+
+    def __init__(self) -> None:
+        self.crashes = 0  # Ends in a row, each soon after its start.
+
+    def wait_after(self, lived: float) -> float:
+        """Return the wait after a child that lived so many seconds has ended."""
+        if lived >= STEADY:
+            self.crashes = 0
+        self.crashes += 1
+        if self.crashes == 1:
+            return 0.0
+        return min(FIRST_WAIT * 2.0 ** min(self.crashes - 2, 16), LONGEST_WAIT)
+
+
+class Child:
+    """One running child process and the channel to it."""
+
+    def __init__(
+        self,
+        name: str,
+        words: list[str],
+        on_message: Callable[[Child, Message, list[int]], None],
+        on_end: Callable[[Child], None],
+    ) -> None:
+        self.name = name
+        self.loop = asyncio.get_running_loop()
+        self.started = self.loop.time()
+        self.standing = Standing.STARTED
+        self.beat_at = self.started
+        self._on_end = on_end
+        ours, theirs = link.make_channel()
+        self._process = _start([*words, "--fd", str(theirs.fileno())], theirs.fileno())
+        theirs.close()
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self.loop.add_reader(self._pidfd, self._ended)
+        self.channel = Channel(
+            ours,
+            self.loop,
+            lambda message, fds: on_message(self, message, fds),
+            self._lost,
+        )
+
+    @property
+    def welcomed(self) -> bool:
+        """Return whether it can be told things."""
+        return self.standing in (Standing.WELCOMED, Standing.SERVING)
+
+    @property
+    def serving(self) -> bool:
+        """Return whether it is a worker that accepts clients."""
+        return self.standing is Standing.SERVING
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Return its exit status, negative for a signal; None while it runs."""
+        return self._process.returncode
+
+    def end_in_words(self) -> str:
+        """Say how it ended."""
+        status = self._process.returncode
+        assert status is not None, "it has ended"
+        if status < 0:
+            return f"was killed by {signal.Signals(-status).name}"
+        return f"ended with status {status}"
+
+    def kill(self) -> None:
+        """End it now, whatever it does."""
+        if self._process.poll() is None:
+            self._process.kill()
+
+    def _lost(self) -> None:
+        """End a child that closed its channel, or reads it no more: nobody can steer it."""
+        self.loop.call_later(LOST_PATIENCE, self.kill)
+
+    def _ended(self) -> None:
+        self.loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._process.wait()
+        self.channel.close()
+        self._on_end(self)
+
+
+class Slot:
+    """One worker's place: its counters, its queues, and whoever works there."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.metrics = create_memory()
+        self.worker: Child | None = None
+        self.backoff = Backoff()
+        self.restarts = 0
+        self.borrower: int | None = None  # The slot whose worker accepts here meanwhile.
+        self.lend_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def serving(self) -> Child | None:
+        """Return its worker, if it serves."""
+        return self.worker if self.worker is not None and self.worker.serving else None
+
+
+class Supervisor:
+    """All of it; `main` lives as long as the instance."""
+
+    def __init__(self, config_path: str) -> None:
+        self._config_path = config_path
+        self._phase = Phase.STARTING
+        self._sockets = Sockets()
+        self._slots: list[Slot] = []
+        self._controller: Child | None = None
+        self._controller_backoff = Backoff()
+        self._controller_end = ""  # How the last one ended.
+        self._edition: int | None = None
+        self._grace, self._drain = GRACE, DRAIN
+        self._asked_at = float("-inf")
+        self._reload_waits = False  # A reload was asked for while there was no controller.
+        self._said_serving = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._binding = asyncio.Lock()
+        self._timers: list[asyncio.TimerHandle] = []
+
+    async def main(self) -> int:
+        """Run until told to stop, or until the start has failed; return the exit status."""
+        self._loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[int] = self._loop.create_future()
+        self._take_signals()
+        self._start_controller()
+        try:
+            return await self._exit
+        finally:
+            self._sockets.close()
+
+    # Signals
+
+    def _take_signals(self) -> None:
+        for number, action in {
+            signal.SIGHUP: self._reload,
+            signal.SIGTERM: self._stop_asked,
+            signal.SIGINT: self._stop_asked,
+            signal.SIGQUIT: self._stop_now,
+            signal.SIGUSR1: self._reopen,
+            signal.SIGUSR2: self._upgrade,
+        }.items():
+            self._loop.add_signal_handler(number, action)
+
+    def _reload(self) -> None:
+        if self._controller is not None and self._controller.welcomed:
+            self._controller.channel.send("reload")
+        else:
+            self._reload_waits = True
+            log.warning("a reload waits until the controller is back")
+
+    def _reopen(self) -> None:
+        daemonlog.reopen()
+        for child in self._children():
+            child.channel.send("reopen")
+
+    def _upgrade(self) -> None:
+        log.warning("USR2: an upgrade in place is not yet supported; restart instead")
+
+    def _stop_asked(self) -> None:
+        if self._phase in (Phase.SERVING, Phase.STARTING):
+            self._stop(None)
+        else:
+            self._stop_now()
+
+    # Stopping
+
+    def _stop(self, drain: float | None) -> None:
+        """Stop gracefully: first not ready, then no more clients, then the end."""
+        if self._phase is Phase.STARTING:
+            self._stop_now()
+            return
+        if self._phase is not Phase.SERVING:
+            return
+        if drain is not None:
+            self._drain = drain
+        self._phase = Phase.GRACE
+        for child in self._children():
+            child.channel.send("unready")
+        if self._loop.time() - self._asked_at < ASKED_RECENTLY and self._grace > 0:
+            log.info("stopping: not ready, still accepting for %g s", self._grace)
+            self._timers.append(self._loop.call_later(self._grace, self._start_drain))
+        else:
+            self._start_drain()
+
+    def _start_drain(self) -> None:
+        if self._phase is not Phase.GRACE:
+            return
+        self._phase = Phase.DRAINING
+        log.info("stopping: accepting no more, what runs has %g s", self._drain)
+        for slot in self._slots:
+            if slot.serving is None:
+                self._lend(slot)  # Its queue would be refused otherwise.
+        for worker in self._workers():
+            if worker.serving:
+                worker.channel.send("drain", seconds=self._drain)
+            else:
+                worker.kill()
+        self._sockets.forget(self._sockets.listeners())
+        self._timers.append(self._loop.call_later(self._drain + DRAIN_MARGIN, self._stop_now))
+        self._end_if_alone()
+
+    def _stop_now(self) -> None:
+        if self._phase is Phase.ENDING:
+            for child in self._children():
+                child.kill()
+            return
+        self._phase = Phase.ENDING
+        self._sockets.forget(self._sockets.listeners())
+        for child in self._children():
+            child.channel.send("stop")
+        self._timers.append(self._loop.call_later(STOP_PATIENCE, self._kill_all))
+        self._end_if_alone()
+
+    def _kill_all(self) -> None:
+        for child in self._children():
+            log.warning("%s does not stop: killed", child.name)
+            child.kill()
+
+    def _end_if_alone(self) -> None:
+        """Go on with the stop when nobody is left whom it waits for."""
+        if self._phase is Phase.DRAINING and not any(self._workers()):
+            self._stop_now()
+        elif self._phase is Phase.ENDING and not any(self._children()):
+            self._finish(0)
+
+    def _finish(self, status: int) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        if not self._exit.done():
+            self._exit.set_result(status)
+
+    # Children
+
+    def _workers(self) -> Iterable[Child]:
+        return [slot.worker for slot in self._slots if slot.worker is not None]
+
+    def _children(self) -> list[Child]:
+        children = list(self._workers())
+        return children if self._controller is None else [*children, self._controller]
+
+    def _start_controller(self) -> None:
+        if self._phase is Phase.ENDING:
+            return
+        self._controller = Child(
+            "the controller",
+            ["lb.controller", "--config", self._config_path],
+            self._controller_said,
+            self._controller_ended,
+        )
+
+    def _controller_ended(self, child: Child) -> None:
+        self._controller = None
+        self._controller_end = child.end_in_words()
+        if self._phase is Phase.ENDING:
+            self._end_if_alone()
+            return
+        if self._phase is Phase.STARTING:
+            self._fail_start(child)
+            return
+        wait = self._controller_backoff.wait_after(self._loop.time() - child.started)
+        self._say_end(child, wait, self._controller_backoff)
+        self._timers.append(self._loop.call_later(wait, self._start_controller))
+
+    def _fail_start(self, child: Child) -> None:
+        """End as the controller did: it has said why, unless something killed it."""
+        self._phase = Phase.ENDING
+        status = child.status or 1
+        if status < 0:
+            log.error("cannot start: the controller %s", child.end_in_words())
+            status = 1
+        for worker in self._workers():
+            worker.kill()
+        self._finish(status)
+
+    def _start_worker(self, slot: Slot) -> None:
+        if self._phase not in (Phase.SERVING, Phase.STARTING, Phase.GRACE):
+            return
+        slot.worker = Child(
+            f"worker {slot.number}",
+            ["lb.worker", "--slot", str(slot.number)],
+            lambda child, message, fds: self._worker_said(slot, child, message, fds),
+            lambda child: self._worker_ended(slot, child),
+        )
+        self._plan_lending(slot, LEND_AFTER)
+
+    def _worker_ended(self, slot: Slot, child: Child) -> None:
+        slot.worker = None
+        if self._phase in (Phase.DRAINING, Phase.ENDING):
+            self._end_if_alone()
+            return
+        wait = slot.backoff.wait_after(self._loop.time() - child.started)
+        self._say_end(child, wait, slot.backoff)
+        slot.restarts += 1
+        for other in self._slots:
+            if other.borrower == slot.number:
+                other.borrower = None
+                self._plan_lending(other, 0.0)
+        self._plan_lending(slot, LEND_AFTER)
+        self._timers.append(self._loop.call_later(wait, self._start_worker, slot))
+        self._tell_workers()
+
+    def _say_end(self, child: Child, wait: float, backoff: Backoff) -> None:
+        self._timers = [timer for timer in self._timers if timer.when() > self._loop.time()]
+        if wait == 0.0:
+            log.warning(
+                "%s (pid %d) %s; starting another", child.name, child.pid, child.end_in_words()
+            )
+            return
+        log.error(
+            "%s (pid %d) %s, number %d in a row that lived less than %g s; another in %g s",
+            child.name,
+            child.pid,
+            child.end_in_words(),
+            backoff.crashes,
+            STEADY,
+            wait,
+        )
+
+    def _refused(self, child: Child, message: Message) -> bool:
+        """Whether a child runs another program than we do, and others can do without it."""
+        if message["build"] == BUILD:
+            return False
+        others = [each for each in self._workers() if each.serving and each is not child]
+        if child is not self._controller and not others:
+            log.warning(
+                "%s is of build %s, this supervisor of %s: the package was replaced on disk; "
+                "taken all the same, since no other worker serves: restart lb soon",
+                child.name,
+                message["build"],
+                BUILD,
+            )
+            return False
+        log.error(
+            "%s is of build %s, this supervisor of %s: the package was replaced on disk; "
+            "refused: restart lb to run the new one",
+            child.name,
+            message["build"],
+            BUILD,
+        )
+        child.kill()
+        return True
+
+    # What the controller says
+
+    def _controller_said(self, child: Child, message: Message, fds: list[int]) -> None:
+        {
+            "hello": self._hear_controller,
+            "beat": self._beat,
+            "settings": self._settings,
+            "bind": self._bind_soon,
+            "forget": self._forget,
+            "edition": self._keep_edition,
+            "restart": self._restart,
+            "stop": self._stop_by_controller,
+        }[message["kind"]](child, message, fds)
+
+    def _hear_controller(self, child: Child, message: Message, _: list[int]) -> None:
+        if not self._refused(child, message):
+            self._welcome_controller(child)
+
+    def _stop_by_controller(self, _: Child, message: Message, __: list[int]) -> None:
+        self._stop(message["drain"])
+
+    def _welcome_controller(self, child: Child) -> None:
+        child.standing = Standing.WELCOMED
+        child.channel.send(
+            "welcome",
+            [] if self._edition is None else [self._edition],
+            first=self._phase is Phase.STARTING,
+            stopping=self._phase in (Phase.GRACE, Phase.DRAINING),
+            held={address: held.own for address, held in self._sockets.held.items()},
+            ended=self._controller_end,
+            pid=os.getpid(),
+        )
+        self._tell_metrics()
+        self._tell_workers()
+        for slot in self._slots:
+            self._connect(slot)
+        if self._reload_waits:
+            self._reload_waits = False
+            child.channel.send("reload")
+
+    def _settings(self, _: Child, message: Message, __: list[int]) -> None:
+        self._grace, self._drain = message["grace"], message["drain"]
+        daemonlog.adopt(message["log"])
+        if not self._slots:
+            # More or fewer than now would need queues of their own: that takes a restart.
+            self._sockets.slots = message["workers"]
+            self._slots = [Slot(number) for number in range(message["workers"])]
+            self._tell_metrics()
+        for worker in self._workers():
+            worker.channel.send("settings", drain=self._drain)
+
+    def _bind_soon(self, child: Child, message: Message, _: list[int]) -> None:
+        assert len(self._tasks) < TASKS_MAX, "the controller waits for each answer"
+        task = self._loop.create_task(self._bind(child, message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _forget(self, _: Child, message: Message, __: list[int]) -> None:
+        self._sockets.forget(message["addresses"])
+        for worker in self._workers():
+            if worker.welcomed:
+                worker.channel.send("forget", addresses=message["addresses"])
+
+    async def _bind(self, child: Child, message: Message) -> None:
+        """Hold sockets for what the controller asks, deal them out, answer."""
+        own = message["own"]
+        async with self._binding:
+            new: list[str] = []
+            try:
+                new = await self._sockets.ensure(message["addresses"])
+                await self._sockets.ensure(own, own=True)
+            except StartError as error:
+                self._sockets.forget(new)
+                child.channel.send("bound", id=message["id"], error=error.message, hint=error.hint)
+                return
+        for slot in self._slots:
+            self._deal(slot, slot.number, new)
+            if slot.borrower is not None:
+                self._deal(slot, slot.borrower, new)
+        child.channel.send(
+            "bound",
+            [self._sockets.held[address].of(0).fileno() for address in own],
+            id=message["id"],
+            error="",
+            hint="",
+        )
+        if self._phase is Phase.STARTING:
+            for slot in self._slots:
+                if slot.worker is None:
+                    self._start_worker(slot)
+
+    def _keep_edition(self, _: Child, __: Message, fds: list[int]) -> None:
+        if self._edition is not None:
+            os.close(self._edition)
+        self._edition = fds[0]
+        if self._phase is Phase.STARTING:
+            self._phase = Phase.SERVING
+            for slot in self._slots:
+                if slot.worker is not None and slot.worker.standing is Standing.GREETED:
+                    self._welcome_worker(slot, slot.worker)
+
+    def _restart(self, _: Child, message: Message, __: list[int]) -> None:
+        worker = self._slots[message["slot"]].worker
+        if worker is not None:
+            log.error("%s (pid %d) is silent: replaced", worker.name, worker.pid)
+            worker.kill()
+
+    def _tell_metrics(self) -> None:
+        if self._controller is None or not self._controller.welcomed:
+            return
+        for start in range(0, len(self._slots), link.MESSAGE_FDS_MAX):
+            some = self._slots[start : start + link.MESSAGE_FDS_MAX]
+            self._controller.channel.send(
+                "metrics", [slot.metrics for slot in some], slots=[slot.number for slot in some]
+            )
+
+    def _tell_workers(self) -> None:
+        """Tell the controller who works where."""
+        if self._controller is None or not self._controller.welcomed:
+            return
+        self._controller.channel.send(
+            "workers",
+            workers=[
+                {
+                    "slot": slot.number,
+                    "pid": 0 if slot.worker is None else slot.worker.pid,
+                    "up": slot.serving is not None,
+                    "restarts": slot.restarts,
+                    "borrower": slot.borrower,
+                }
+                for slot in self._slots
+            ],
+        )
+
+    def _beat(self, child: Child, message: Message, _: list[int]) -> None:
+        child.beat_at = self._loop.time()
+        if message["asked"]:
+            self._asked_at = child.beat_at
+
+    # What a worker says
+
+    def _worker_said(self, slot: Slot, child: Child, message: Message, fds: list[int]) -> None:
+        assert not fds, "workers hand over nothing"
+        match message["kind"]:
+            case "hello":
+                if not self._refused(child, message):
+                    child.standing = Standing.GREETED
+                    self._tell_workers()
+                    if self._edition is not None:
+                        self._welcome_worker(slot, child)
+            case "beat":
+                self._beat(child, message, fds)
+            case "serving":
+                child.standing = Standing.SERVING
+                self._take_back(slot)
+                self._tell_workers()
+                self._say_serving()
+            case kind:
+                log.error("%s says %r, which is no word of ours", child.name, kind)
+
+    def _say_serving(self) -> None:
+        if not self._said_serving and all(slot.serving for slot in self._slots):
+            self._said_serving = True
+            log.info(
+                "serving on %s with %d worker%s",
+                ", ".join(self._sockets.listeners()) or "no address",
+                len(self._slots),
+                "" if len(self._slots) == 1 else "s",
+            )
+
+    def _welcome_worker(self, slot: Slot, child: Child) -> None:
+        assert self._edition is not None, "without an edition there is nothing to serve"
+        child.standing = Standing.WELCOMED
+        child.channel.send(
+            "welcome",
+            [slot.metrics, self._edition],
+            slot=slot.number,
+            workers=len(self._slots),
+            drain=self._drain,
+            stopping=self._phase is Phase.GRACE,
+        )
+        self._deal(slot, slot.number, self._sockets.listeners())
+        self._connect(slot)
+
+    def _connect(self, slot: Slot) -> None:
+        """Give the controller and a worker a new way to each other."""
+        controller, worker = self._controller, slot.worker
+        if controller is None or not controller.welcomed:
+            return
+        if worker is None or not worker.welcomed:
+            return
+        ours, theirs = link.make_stream()
+        with ours, theirs:
+            controller.channel.send("link", [ours.fileno()], slot=slot.number)
+            worker.channel.send("link", [theirs.fileno()])
+
+    # Queues
+
+    def _deal(self, slot: Slot, to: int, addresses: list[str]) -> None:
+        """Give a slot's sockets to the worker of slot `to`, which need not be its own."""
+        worker = self._slots[to].worker
+        if worker is None or not worker.welcomed:
+            return
+        for start in range(0, len(addresses), link.MESSAGE_FDS_MAX):
+            some = addresses[start : start + link.MESSAGE_FDS_MAX]
+            worker.channel.send(
+                "sockets",
+                [self._sockets.held[address].of(slot.number).fileno() for address in some],
+                open=[[address, slot.number] for address in some],
+            )
+
+    def _plan_lending(self, slot: Slot, wait: float) -> None:
+        if slot.lend_timer is None and slot.borrower is None:
+            slot.lend_timer = self._loop.call_later(wait, self._lend, slot)
+
+    def _lend(self, slot: Slot) -> None:
+        """Let another worker accept a slot's clients, unless its own does by now."""
+        if slot.lend_timer is not None:
+            slot.lend_timer.cancel()
+            slot.lend_timer = None
+        if slot.serving is not None or slot.borrower is not None:
+            return
+        able = [each.number for each in self._slots if each.serving is not None]
+        if not able:
+            self._plan_lending(slot, LEND_AFTER)
+            return
+        taken = [each.borrower for each in self._slots]
+        slot.borrower = min(able, key=lambda number: (taken.count(number), number))
+        log.warning("worker %d accepts for worker %d meanwhile", slot.borrower, slot.number)
+        self._deal(slot, slot.borrower, self._own_queues())
+        self._tell_workers()
+
+    def _take_back(self, slot: Slot) -> None:
+        """End the lending of a slot whose own worker serves."""
+        if slot.lend_timer is not None:
+            slot.lend_timer.cancel()
+            slot.lend_timer = None
+        if slot.borrower is not None:
+            borrower = self._slots[slot.borrower].worker
+            if borrower is not None:
+                borrower.channel.send("return", slot=slot.number)
+            slot.borrower = None
+
+    def _own_queues(self) -> list[str]:
+        """Return the addresses with a queue a slot: others are everybody's already."""
+        return [address for address in self._sockets.listeners() if not address.startswith("unix:")]
+
+
+def run(config_path: str) -> int:
+    """Be the supervisor of one instance until it ends; return the exit status of `lb run`."""
+    try:
+        refuse_optimised()
+        take_descriptors()
+        daemonlog.start("supervisor")
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Supervisor(config_path).main())
+    except AccordError as error:
+        return tell(error)
+
+
+def _start(words: list[str], fd: int) -> subprocess.Popen[bytes]:
+    """Start a child that inherits `fd`, of the package that we run ourselves."""
+    # Held back until the child ignores them: in between they would end it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_SUPERVISOR)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            pass_fds=[fd],
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _environment() -> dict[str, str]:
+    """Return ours, and where the package is: `-m` would look into the working folder first."""
+    environment: dict[str, Any] = {**os.environ, "PYTHONSAFEPATH": "1"}
+    root = str(Path(__file__).parent.parent)
+    if root not in (*site.getsitepackages(), site.getusersitepackages()):
+        rest = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{root}{os.pathsep}{rest}" if rest else root
+    return environment
