@@ -79,7 +79,7 @@ def _is_unix(address: str) -> bool:
     return (
         path != address
         and path.startswith("/")
-        and path.isprintable()
+        and "\0" not in path
         and len(path.encode()) <= UNIX_PATH_MAX
     )
 
