@@ -14,8 +14,9 @@ import re
 import stat
 import tomllib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -27,6 +28,7 @@ from lb.config.problem import Problem
 BYTES_MAX = 1024 * 1024  # All files together.
 FILES_MAX = 1000
 NAMED_TABLES = ("listener", "route", "upstream")  # Of these a file adds some, not all.
+Blame = Callable[[str], Problem]
 _TOML_ERROR = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
 
@@ -81,7 +83,8 @@ class Files:
 
     def read(self, name: str) -> None:
         """Read a file and what it includes into `tree`."""
-        self._add(name, (), lambda message, hint="": Problem(name, 0, 0, message, hint=hint))
+        hint = 'make one with "lb init", or name another with -c'
+        self._add(name, (), lambda message: Problem(name, 0, 0, message, hint=hint))
 
     def problem(self, path: Path, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """Make an error about a value (or about its key), at the nearest place that is known."""
@@ -111,18 +114,19 @@ class Files:
     def _owner(self, path: Path) -> Source:
         return self._owners.get(path[:2]) or self._owners.get(path[:1]) or self._sources[0]
 
-    def _add(self, name: str, within: tuple[str, ...], blame: Any) -> None:
+    def _add(self, name: str, within: tuple[str, ...], blame: Blame) -> None:
         """Read one file. `blame` makes the error of one that cannot be read."""
         real = os.path.realpath(name)
+        excuse = ""
         if real in within:
             loop = " -> ".join([*(self._read[each] for each in within), name])
-            self.problems.append(blame(f"includes go round: {loop}", "take one of them out"))
-            return
-        if real in self._read:
-            self.problems.append(blame(f"{name} is included twice", "take one of them out"))
-            return
-        if len(self._read) == FILES_MAX:
-            self.problems.append(blame(f"more than {FILES_MAX} files", "include fewer"))
+            excuse = f"includes go round: {loop}"
+        elif real in self._read:
+            excuse = "is included twice"
+        elif len(self._read) == FILES_MAX:
+            excuse = f"is one more than {FILES_MAX} files"
+        if excuse:
+            self.problems.append(blame(excuse))
             return
         self._read[real] = name
         source = self._open(name, blame)
@@ -137,11 +141,11 @@ class Files:
         for path, pattern in self._patterns(source, include):
             self._include(source, path, pattern, (*within, real))
 
-    def _open(self, name: str, blame: Any) -> Source | None:
+    def _open(self, name: str, blame: Blame) -> Source | None:
         try:
             content = _read_bytes(name, self._bytes_left)
         except OSError as error:
-            self.problems.append(blame(*_excuse(name, error)))
+            self.problems.append(blame(_excuse(error)))
             return None
         self.names.append(os.path.abspath(name))
         self._digest.update(b"%d:" % len(content) + content)
@@ -197,16 +201,14 @@ class Files:
                 self.problems.append(source.problem(place, message, 'like "conf.d/*.toml"'))
 
     def _include(self, source: Source, path: Path, pattern: str, within: tuple[str, ...]) -> None:
-        folder = os.path.dirname(source.name)
+        folder, place = os.path.dirname(source.name), source.positions.values.get(path)
         names = [pattern]
         if glob.has_magic(pattern):
             names = sorted(glob.glob(pattern, root_dir=folder or "."))
 
-        def blame(message: str, hint: str = "") -> Problem:
-            return source.problem(source.positions.values.get(path), message, hint)
-
         for name in names:
-            self._add(os.path.join(folder, name), within, blame)
+            file = os.path.join(folder, name)
+            self._add(file, within, partial(_blame_include, source, place, file))
 
     def _join(self, source: Source) -> None:
         for key, value in source.tree.items():
@@ -231,6 +233,10 @@ class Files:
         self.problems.append(source.problem(place, f"{what} is defined twice", hint))
 
 
+def _blame_include(source: Source, place: Place | None, file: str, excuse: str) -> Problem:
+    return source.problem(place, f"{file}: {excuse}")
+
+
 def _read_bytes(name: str, bytes_left: int) -> bytes:
     """Read one byte more than there is room for, and never wait for a pipe's other end."""
     fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -243,16 +249,16 @@ def _read_bytes(name: str, bytes_left: int) -> bytes:
         return file.read(bytes_left + 1)
 
 
-def _excuse(name: str, error: OSError) -> tuple[str, str]:
+def _excuse(error: OSError) -> str:
     match error:
         case FileNotFoundError():
-            return f"{name} does not exist", 'make one with "lb init", or name another with -c'
+            return "no such file"
         case PermissionError():
-            return f"{name} may not be read", "let the user that runs lb read it"
+            return "the user that runs lb may not read it"
         case IsADirectoryError():
-            return f"{name} is a directory", "name a file in it"
+            return "is a directory, not a file"
         case _:
-            return f"{name} cannot be read: {error.strerror or error}", ""
+            return f"cannot be read: {error.strerror or error}"
 
 
 def _parse(source: Source, problems: list[Problem]) -> bool:

@@ -89,7 +89,11 @@ def is_number(value: object) -> bool:
 class Kind:
     """What one sort of value may be. Put into an `Annotated` it does the whole of its checking."""
 
-    words: ClassVar[str] = "text"  # For `lb config doc`.
+    words: ClassVar[str] = "text"
+
+    def describe(self) -> str:
+        """Say in words what may stand here, for `lb config doc`."""
+        return self.words
 
     def read(self, value: object) -> Any:
         """Turn what the file has into the value that we use, or raise `wrong`."""
@@ -168,7 +172,10 @@ class Whole(Kind):
 
     minimum: int
     maximum: int
-    words = "whole number"
+
+    def describe(self) -> str:
+        """Say in words what may stand here."""
+        return f"whole number, {self.minimum} to {self.maximum}"
 
     def read(self, value: object) -> int:
         """Take a whole number within the bounds."""
@@ -211,6 +218,10 @@ class Choice(Kind):
 
     options: tuple[str, ...]
     also: tuple[tuple[str, str], ...] = ()
+
+    def describe(self) -> str:
+        """Say in words what may stand here."""
+        return "one of " + ", ".join(f'"{option}"' for option in self.options)
 
     def read(self, value: object) -> str:
         """Take one of the words."""

@@ -1,0 +1,108 @@
+"""What differs between two configurations, in words; and what of it needs a restart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_origin
+
+from lb.config.judge import section_at
+from lb.config.kinds import shown
+from lb.config.schema import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """`changed` acts at a reload; `needs_restart` is kept until one, or until `lb upgrade`."""
+
+    changed: list[str] = field(default_factory=list)
+    needs_restart: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.needs_restart)
+
+    def as_plain(self) -> dict[str, list[str]]:
+        """For JSON."""
+        return {"changed": self.changed, "needs_restart": self.needs_restart}
+
+
+def diff(old: Config, new: Config) -> Changes:
+    """Compare two configurations, key by key, in the order of the schema."""
+    changes = Changes()
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    for key, field_info in Config.model_fields.items():
+        if get_origin(field_info.annotation) is dict:
+            changes.changed.extend(_named(key, before[key], after[key]))
+            continue
+        for path, words in _values(key, before[key], after[key]):
+            if _needs_restart(path):
+                changes.needs_restart.append(words)
+            else:
+                changes.changed.append(words)
+    return changes
+
+
+def _named(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    for name in sorted(old.keys() | new.keys()):
+        if name not in old:
+            yield f"{what}.{name} added"
+        elif name not in new:
+            yield f"{what}.{name} removed"
+        else:
+            before, after = dict(old[name]), dict(new[name])
+            backends = before.pop("backends", None), after.pop("backends", None)
+            for _, words in _values(f"{what}.{name}", before, after):
+                yield words
+            yield from _backends(f"{what}.{name}.backends", *backends)
+
+
+def _values(path: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
+    """Yield path and words of each difference; tables are looked into where both sides have one."""
+    if old == new:
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _values(f"{path}.{key}", old.get(key), new.get(key))
+    elif old is None:
+        yield path, f"{path} set to {_written(new)}"
+    elif new is None:
+        yield path, f"{path} no longer set"
+    else:
+        yield path, f"{path} {_written(old)} -> {_written(new)}"
+
+
+def _backends(path: str, old: Any, new: Any) -> Iterator[str]:
+    if old is None or new is None:
+        if old is not None:
+            yield f"{path} no longer set: the file says nothing of them"
+        elif new is not None:
+            yield f"{path} set: {len(new)} of them"
+        return
+    before = {_key(backend): backend for backend in old}
+    after = {_key(backend): backend for backend in new}
+    for key in [*before, *(key for key in after if key not in before)]:
+        if key not in after:
+            yield f"{path} - {key}"
+        elif key not in before:
+            yield f"{path} + {key}"
+        else:
+            for _, words in _values(f"{path} {key}", before[key], after[key]):
+                yield words.replace(f"{path} {key}.", f"{path} {key}: ")
+
+
+def _key(backend: Mapping[str, Any]) -> str:
+    return str(backend["name"] or backend["address"])
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    return shown(value)
+
+
+def _needs_restart(path: str) -> bool:
+    section = section_at(path.split("."))
+    found = section.model_fields.get(path.rpartition(".")[2])
+    extra = found.json_schema_extra if found else None
+    return isinstance(extra, dict) and bool(extra.get("restart"))
