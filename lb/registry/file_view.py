@@ -39,31 +39,41 @@ class Judgement:
     differs: tuple[str, ...] = ()
 
 
-def judge(
-    view: View | None, remembered: SaidByKey | None, says: SaidByKey, version: int
-) -> Judgement:
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What a file says of one upstream now; `stamp` is put on what it changes."""
+
+    says: SaidByKey
+    version: int
+    stamp: Changed
+
+
+def judge(view: View | None, remembered: SaidByKey | None, speech: Speech) -> Judgement:
     """Decide by the rules above."""
+    says = speech.says
     if view is None:
-        return Judgement(tuple(differences({}, says)), View(says, version))
+        return take_whole(view, speech)
     if remembered is None:
-        if version <= view.version:
+        if speech.version <= view.version:
             differs = tuple(key for key, _, _ in differences(view.said, says))
             return Judgement((), view, differs=differs)
         remembered = view.said
     if remembered == view.said:
-        return take_whole(view, says, version)
+        return take_whole(view, speech)
     if says == view.said or digest_of(says) in view.past:
         return Judgement((), view)
-    return _judge_each(view, remembered, says, version)
+    return _judge_each(view, remembered, speech)
 
 
-def take_whole(view: View | None, says: SaidByKey, version: int) -> Judgement:
+def take_whole(view: View | None, speech: Speech) -> Judgement:
     """Make the view what the file says, and apply all that differs."""
+    says = speech.says
     if view is None:
-        return judge(None, None, says, version)
+        return Judgement(tuple(differences({}, says)), View(says, speech.stamp, speech.version))
     if says == view.said:
         return Judgement((), view)
-    return Judgement(tuple(differences(view.said, says)), view.moved(says, version))
+    moved = view.moved(says, speech.stamp, speech.version)
+    return Judgement(tuple(differences(view.said, says)), moved)
 
 
 def differences(before: SaidByKey, after: SaidByKey) -> Iterator[SaidChange]:
@@ -106,11 +116,11 @@ def apply_change(backends: dict[str, Entry], change: SaidChange, stamp: Changed)
         backends[key] = replace(entry, **news)
 
 
-def _judge_each(view: View, remembered: SaidByKey, says: SaidByKey, version: int) -> Judgement:
+def _judge_each(view: View, remembered: SaidByKey, speech: Speech) -> Judgement:
     applied: list[SaidChange] = []
     stale: list[str] = []
     said = dict(view.said)
-    for key, before, now in differences(remembered, says):
+    for key, before, now in differences(remembered, speech.says):
         if said.get(key) == now:
             continue
         if said.get(key) != before:
@@ -123,4 +133,6 @@ def _judge_each(view: View, remembered: SaidByKey, says: SaidByKey, version: int
             said[key] = now
     if not applied:
         return Judgement((), view, stale=tuple(stale))
-    return Judgement(tuple(applied), view.moved(said, version), stale=tuple(stale))
+    return Judgement(
+        tuple(applied), view.moved(said, speech.stamp, speech.version), stale=tuple(stale)
+    )

@@ -124,8 +124,8 @@ def _draft(registry: Registry, command: Command, upstream: UpstreamEntry | None)
         case ApplyFile():
             _take_file(draft, command, stamp)
         case SyncFile():
-            judgement = file_view.take_whole(draft.view, said_by_key(command.said), command.version)
-            _take_judgement(draft, judgement, stamp)
+            speech = file_view.Speech(said_by_key(command.said), command.version, stamp)
+            _take_judgement(draft, file_view.take_whole(draft.view, speech), stamp)
         case _:
             raise AssertionError(f"no way to apply {command.kind}")
     return draft
@@ -186,8 +186,8 @@ def _take_file(draft: _Draft, command: ApplyFile, stamp: Changed) -> None:
     if command.said is None:
         return  # The file only names the upstream.
     remembered = None if command.remembered is None else said_by_key(command.remembered)
-    judgement = file_view.judge(draft.view, remembered, said_by_key(command.said), command.version)
-    _take_judgement(draft, judgement, stamp)
+    speech = file_view.Speech(said_by_key(command.said), command.version, stamp)
+    _take_judgement(draft, file_view.judge(draft.view, remembered, speech), stamp)
 
 
 def _take_judgement(draft: _Draft, judgement: file_view.Judgement, stamp: Changed) -> None:
@@ -212,6 +212,9 @@ def _settle(
     for change in changes:
         if change.what == "changed":
             draft.backends[change.key] = replace(draft.backends[change.key], changed=stamp)
+    if draft.view is not None and draft.view.changed.revision > revision:
+        # Moved, but nobody routes otherwise: the revision foreseen for it is not taken.
+        draft.view = replace(draft.view, changed=stamp)
     if upstream is None or changes or draft.view != upstream.view:
         entry = UpstreamEntry(
             revision if upstream is None or changes else upstream.revision,

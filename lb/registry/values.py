@@ -180,22 +180,25 @@ class View:
     """
     The file's view of one upstream: what a file last said, whichever instance applied it.
 
+    `changed` is the write that last moved it, by which an instance that crashed knows its own.
     `version` is the highest top-level `version` of the files that moved it, 0 if none had one.
     `past` holds digests of what the view has been, the newest last, at most `PAST_VIEWS_MAX`.
     """
 
     said: Mapping[str, Said]
+    changed: Changed
     version: int = 0
     past: tuple[str, ...] = ()
 
-    def moved(self, said: Mapping[str, Said], version: int) -> View:
+    def moved(self, said: Mapping[str, Said], changed: Changed, version: int) -> View:
         """The view after it has been told something new."""
         past = (*self.past, digest_of(self.said))[-PAST_VIEWS_MAX:]
-        return View(said, max(self.version, version), past)
+        return View(said, changed, max(self.version, version), past)
 
     def to_plain(self) -> Plain:
         return {
             "said": [backend.to_plain() for backend in self.said.values()],
+            "changed": self.changed.to_plain(),
             "version": self.version,
             "past": list(self.past),
         }
@@ -203,7 +206,8 @@ class View:
     @classmethod
     def from_plain(cls, plain: Plain) -> View:
         said = said_by_key(said_from_plain(plain["said"]))
-        return cls(said, plain["version"], tuple(plain["past"]))
+        changed = Changed.from_plain(plain["changed"])
+        return cls(said, changed, plain["version"], tuple(plain["past"]))
 
 
 @dataclass(frozen=True, slots=True)
