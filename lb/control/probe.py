@@ -1,0 +1,160 @@
+"""
+One question to one endpoint: is it there, and does it answer as it should?
+
+HTTP by aiohttp, each time on a new connection, since a pooled one says nothing about whether
+the next client gets in. Redirects are not followed: where one leads is not this endpoint. The
+data path has its own reader of HTTP, on purpose: `control` never imports `proxy`, and a check
+has other needs than a byte on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from dataclasses import dataclass
+
+import aiohttp
+from yarl import URL
+
+from lb import __version__
+from lb.config.schema import Health
+
+BODY_BYTES_MAX = 64 * 1024  # Of an answer, searched for `body`.
+REASON_MAX = 200
+USER_AGENT = f"accord-lb/{__version__} health"
+ASKED_AS = {
+    "User-Agent": USER_AGENT,
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",  # Or `body` would be looked for in compressed bytes.
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is probed, and how. `host` is what Host says unless the check says otherwise."""
+
+    upstream: str
+    address: str
+    host: str
+    check: Health
+
+    @property
+    def target(self) -> list[object]:
+        """What a verdict is about: while this stays, the verdict holds, whatever else changes."""
+        check = self.check
+        return [check.type, check.path, check.port, check.host, check.expect, check.body, self.host]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a probe found; `reason` is for a person."""
+
+    ok: bool
+    reason: str
+
+
+class Asker:
+    """Makes probes. Use it within a running loop, and `close` it there."""
+
+    def __init__(self) -> None:
+        self._session = _session(aiohttp.TCPConnector(force_close=True, limit=0))
+
+    async def ask(self, subject: Subject) -> Answer:
+        """Probe once; how long that may take is the caller's to say."""
+        try:
+            if subject.check.type == "tcp":
+                return await _connect(subject)
+            return await self._get(subject)
+        except aiohttp.ClientConnectorError as error:
+            reason = _words(error.os_error)
+        except aiohttp.ServerDisconnectedError:
+            reason = "closed the connection without an answer"
+        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
+            reason = f"not a valid answer: {error}"
+        except OSError as error:
+            reason = _words(error)
+        except aiohttp.ClientError as error:
+            reason = f"{type(error).__name__}: {error}"
+        return Answer(False, " ".join(reason.split())[:REASON_MAX])
+
+    async def close(self) -> None:
+        """Let go of what is open."""
+        await self._session.close()
+
+    async def _get(self, subject: Subject) -> Answer:
+        check, address = subject.check, subject.address
+        if not address.startswith("unix:"):
+            url = URL(f"http://{_probed_address(subject)}{check.path}", encoded=True)
+            return await _judge(self._session, url, subject)
+        # A connector is for one path; a session that lasts would have to be kept per endpoint.
+        connector = aiohttp.UnixConnector(address.removeprefix("unix:"), force_close=True)
+        async with _session(connector) as session:
+            url = URL(f"http://localhost{check.path}", encoded=True)
+            return await _judge(session, url, subject)
+
+
+def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+        auto_decompress=False,
+    )
+
+
+async def _judge(session: aiohttp.ClientSession, url: URL, subject: Subject) -> Answer:
+    check = subject.check
+    headers = {**ASKED_AS, "Host": check.host or subject.host.removesuffix(":80")}
+    async with session.get(url, headers=headers, allow_redirects=False) as response:
+        status = response.status
+        if not any(first <= status <= last for first, last in check.expected):
+            return Answer(False, f"status {status}, expected {check.expect}")
+        if check.body is not None and not await _holds(response, check.body.encode()):
+            return Answer(False, f"status {status}, but the body lacks {check.body!r}"[:REASON_MAX])
+        response.close()  # Unread: the rest is of no interest.
+        return Answer(True, f"status {status}")
+
+
+async def _holds(response: aiohttp.ClientResponse, wanted: bytes) -> bool:
+    """Look for `wanted` in the first bytes of a body, and read no further than needed."""
+    body = b""
+    while len(body) < BODY_BYTES_MAX:
+        piece = await response.content.read(BODY_BYTES_MAX - len(body))
+        if not piece:
+            return False
+        body += piece
+        if wanted in body:
+            return True
+    return False
+
+
+async def _connect(subject: Subject) -> Answer:
+    loop = asyncio.get_running_loop()
+    where: str | tuple[str, int]
+    if subject.address.startswith("unix:"):
+        family, where = socket.AF_UNIX, subject.address.removeprefix("unix:")
+    else:
+        host, _, port = _probed_address(subject).rpartition(":")
+        family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+        where = (host.strip("[]"), int(port))
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, where)
+    return Answer(True, "connected")
+
+
+def _probed_address(subject: Subject) -> str:
+    if subject.check.port is None:
+        return subject.address
+    return f"{subject.address.rpartition(':')[0]}:{subject.check.port}"
+
+
+def _words(error: OSError) -> str:
+    """What the system said, as short as it says it."""
+    if error.errno is None:
+        return str(error)
+    if error.errno == errno.ENOENT:
+        return "no such socket"
+    return os.strerror(error.errno).lower()
