@@ -1,0 +1,1 @@
+"""Whole daemons, started as people start them, in front of real backends."""
