@@ -96,6 +96,7 @@ class ClientConnection:
         "draining",
         "exchange",
         "plan",
+        "refused",
     )
 
     def __init__(self, desk: Desk, plan: Listener) -> None:
@@ -117,6 +118,7 @@ class ClientConnection:
         self.carried = 0
         self.clogged = False  # an exchange that starts later looks here first
         self.draining = False
+        self.refused = False  # over the listener's limit: told so, and closed
         self.exchange: Exchange | None = None
         self.deadline = NEVER
 
@@ -140,6 +142,9 @@ class ClientConnection:
         self.address_octets = self.address.encode() if isinstance(peer, tuple) else b"unknown"
         self.deadline = monotonic() + self.plan.timeouts.idle
         self._desk.worker.deadlines.watch(self)
+        if self.refused:
+            setting = self._setting("limits.connections").rstrip()
+            self._refuse(Reply(503, "limited", f"{setting} are open"))
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase

@@ -30,6 +30,20 @@ _PATH_TO_NORMALISE = re.compile(rb"[%\\;]|//|/\.")
 _KEEP_SERIES_EVERY_S: Final = 30.0
 
 
+class Door:
+    """How many clients of one listener there are, and their counters' places."""
+
+    __slots__ = ("accepted", "open", "refused", "shown")
+
+    def __init__(self, meters: Meters, listener: str) -> None:
+        self.open = 0
+        self.shown = meters.gauge("lb_connections", listener=listener)
+        self.accepted = meters.counter("lb_connections_total", listener=listener)
+        self.refused = meters.counter(
+            "lb_connections_refused_total", listener=listener, reason="limit"
+        )
+
+
 class Switchboard:
     """Connects each request with what the present edition says of it."""
 
@@ -56,6 +70,7 @@ class Switchboard:
         self._single: dict[str, Match | None] = {}
         self._upstreams: dict[str, LiveUpstream] = {}
         self._departed: list[LiveUpstream] = []
+        self._doors: dict[str, Door] = {}
         self._plans: dict[tuple[str, str, str], Plan] = {}
         self._log_settings: AccessLogSettings | None = None
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
@@ -103,8 +118,10 @@ class Switchboard:
             self.worker.log.reopen()
 
     def close(self) -> None:
-        """Write out what is left; nothing may be served after this."""
+        """Close what is idle, write out what is left; nothing may be served after this."""
         self.worker.deadlines.stop()
+        for upstream in self._upstreams.values():
+            upstream.leave()
         if self.worker.log is not None:
             self.worker.log.close()
 
@@ -118,7 +135,11 @@ class Switchboard:
         """Make the protocol of a client that connected to `address`."""
         plan = self.plan_of(address) or Listener("", (address,))
         client = ClientConnection(self, plan)
-        client.draining = not self.ready or not plan.name
+        client.draining = not plan.name  # nobody's address any more
+        door = self._door(plan.name)
+        client.refused = door.open >= -(-plan.limits.connections // self.workers)
+        door.open += 1
+        self._meters.view[door.refused if client.refused else door.accepted] += 1
         self.clients.add(client)
         return client
 
@@ -126,7 +147,9 @@ class Switchboard:
 
     def closed(self, client: ClientConnection) -> None:
         """Forget a connection."""
-        self.clients.discard(client)
+        if client in self.clients:
+            self.clients.remove(client)
+            self._door(client.plan.name).open -= 1
 
     def open_exchange(
         self,
@@ -285,7 +308,15 @@ class Switchboard:
             plan = self._plans[key] = Plan(self._meters, listener, route, upstream)
         return plan
 
+    def _door(self, listener: str) -> Door:
+        door = self._doors.get(listener)
+        if door is None:
+            door = self._doors[listener] = Door(self._meters, listener)
+        return door
+
     def _on_tick(self, now: float) -> None:
+        for door in self._doors.values():
+            self._meters.view[door.shown] = door.open
         overdue = set()
         for upstream in (*self._upstreams.values(), *self._departed):
             overdue.update(upstream.on_tick(now))

@@ -1,0 +1,291 @@
+"""What the wire tests share: the data path on a loop of its own, raw origins, raw clients."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import uvloop
+
+from lb.metrics import Meters, Reading, create_memory
+from lb.model import AccessLog, Endpoint, Health, Listener, Plans, Route, Upstream
+from lb.proxy.listener import Listeners
+from lb.proxy.switchboard import Switchboard
+
+DEADLINE_S = 10.0
+LISTENER = Listener("web", ("127.0.0.1:0",), upstream="app")
+
+
+def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
+    """Wait for a condition, with a deadline."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        if result := condition():
+            return result
+        threading.Event().wait(0.005)
+    raise AssertionError(f"{what} did not come true in {DEADLINE_S} s")
+
+
+class Proxy:
+    """
+    A worker's data path in a thread. `errors` holds what its loop could not handle: any entry
+    is a bug of ours, and leaving the context fails on it.
+    """
+
+    def __init__(
+        self,
+        origins: Sequence[Origin | Endpoint],
+        *,
+        listener: Listener = LISTENER,
+        upstream: Upstream | None = None,
+        routes: Iterable[Route] = (),
+        log: str = "off",
+    ) -> None:
+        self.errors: list[dict[str, Any]] = []
+        self._memory = create_memory()
+        self.reading = Reading([self._memory])
+        self._loop = uvloop.new_event_loop()
+        self._loop.set_exception_handler(lambda _, context: self.errors.append(context))
+        self._sock = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port = self._sock.getsockname()[1]
+        self.listener = replace(listener, addresses=(f"127.0.0.1:{self.port}",))
+        self._plans = Plans(
+            node="test",
+            via="lb-00000000",
+            generation=1,
+            listeners=(self.listener,),
+            routes=tuple(routes),
+            upstreams=(upstream or Upstream("app"),),
+            access_log=AccessLog(output=log),
+        )
+        self._endpoints = tuple(
+            each if isinstance(each, Endpoint) else Endpoint(each.address, each.address)
+            for each in origins
+        )
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.call(self._start)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        asyncio.run_coroutine_threadsafe(self.listeners.drain(0.0), self._loop).result(DEADLINE_S)
+        self.call(self.switchboard.close)
+        for _ in range(3):
+            self.call(lambda: None)  # Turns of the loop, in which closed transports end.
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(DEADLINE_S)
+        self._loop.close()
+        if kind is None:
+            assert not self.errors, self.errors
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run a function (or what it returns, if that is a coroutine) on the proxy's loop."""
+
+        async def run() -> Any:
+            result = function()
+            return await result if asyncio.iscoroutine(result) else result
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(DEADLINE_S)
+
+    async def _start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.switchboard = Switchboard(loop, 0, 1, Meters(self._memory), random.Random(7))
+        self.listeners = Listeners(loop, self.switchboard)
+        self.switchboard.install(self._plans, {"app": self._endpoints}, {})
+        await self.listeners.open(self.listener.addresses[0], 0, self._sock)
+
+    def install(
+        self,
+        plans: Plans | None = None,
+        endpoints: Iterable[Endpoint] | None = None,
+        verdicts: dict[str, Health] | None = None,
+    ) -> None:
+        """Swap an edition in."""
+        self.call(
+            lambda: self.switchboard.install(
+                plans,
+                None if endpoints is None else {"app": tuple(endpoints)},
+                None if verdicts is None else {"app": verdicts},
+            )
+        )
+
+    def connect(self) -> socket.socket:
+        """Open a connection to the listener."""
+        return socket.create_connection(("127.0.0.1", self.port), DEADLINE_S)
+
+    def talk(self, octets: bytes) -> bytes:
+        """Send octets on a new connection; return all that comes until it ends."""
+        with self.connect() as sock:
+            sock.sendall(octets)
+            return read_all(sock)
+
+    @property
+    def clients(self) -> int:
+        """Open client connections."""
+        return self.listeners.live
+
+
+class Origin:
+    """
+    A raw backend: `script(connection, number)` runs in a thread for each connection and may do
+    to its socket whatever it likes; the connection is closed when it returns.
+    """
+
+    def __init__(self, script: Callable[[Connection, int], None]) -> None:
+        self._script = script
+        self._sock = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.address = f"127.0.0.1:{self._sock.getsockname()[1]}"
+        self.connections: list[Connection] = []
+        self.requests: list[bytes] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening and close every connection."""
+        self._sock.close()
+        for connection in self.connections:
+            connection.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock, _ = self._sock.accept()
+            except OSError:
+                return
+            sock.settimeout(DEADLINE_S)
+            connection = Connection(sock, self.requests)
+            self.connections.append(connection)
+            number = len(self.connections)
+            threading.Thread(target=self._run, args=(connection, number), daemon=True).start()
+
+    def _run(self, connection: Connection, number: int) -> None:
+        try:
+            self._script(connection, number)
+        except OSError:
+            pass  # The proxy closed, which many a script provokes.
+        finally:
+            connection.close()
+
+
+class Connection:
+    """One accepted connection of an origin."""
+
+    def __init__(self, sock: socket.socket, requests: list[bytes]) -> None:
+        self.sock = sock
+        self._requests = requests
+        self._buffer = b""
+
+    def request(self) -> bytes | None:
+        """Read a whole request; None at the end of the connection."""
+        head = self._until(b"\r\n\r\n")
+        if head is None:
+            return None
+        body = b""
+        lower = head.lower()
+        if b"content-length: " in lower:
+            size = int(lower.split(b"content-length: ")[1].split(b"\r\n")[0])
+            while len(self._buffer) < size:
+                if not (more := self.sock.recv(65536)):
+                    return None
+                self._buffer += more
+            body, self._buffer = self._buffer[:size], self._buffer[size:]
+        elif b"transfer-encoding: chunked" in lower:
+            body = self._until(b"0\r\n\r\n") or b""
+        self._requests.append(head + body)
+        return head + body
+
+    def send(self, octets: bytes) -> None:
+        """Send octets as they are."""
+        self.sock.sendall(octets)
+
+    def reset(self) -> None:
+        """Close with a RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.sock.close()
+
+    def close(self) -> None:
+        """Close so that the other side notices although a thread may be reading."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # Closed already, by us or by the proxy.
+        self.sock.close()
+
+    def _until(self, end: bytes) -> bytes | None:
+        while end not in self._buffer:
+            if not (more := self.sock.recv(65536)):
+                return None
+            self._buffer += more
+        found, _, self._buffer = self._buffer.partition(end)
+        return found + end
+
+
+def answering(octets: bytes) -> Callable[[Connection, int], None]:
+    """Make a script that answers every request with the same octets, keeping the connection."""
+
+    def script(connection: Connection, number: int) -> None:
+        while connection.request() is not None:
+            connection.send(octets)
+
+    return script
+
+
+def response(body: bytes = b"ok", *fields: bytes, status: bytes = b"200 OK") -> bytes:
+    """Return a plain response with a length."""
+    lines = [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *fields]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Read until the connection ends, by FIN or RST."""
+    pieces = []
+    while True:
+        try:
+            piece = sock.recv(65536)
+        except ConnectionResetError:
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def read_response(sock: socket.socket, buffer: bytearray | None = None) -> tuple[bytes, bytes]:
+    """Read one response that has a length; return head and body. Octets after it stay."""
+    buffer = bytearray() if buffer is None else buffer
+    while b"\r\n\r\n" not in buffer:
+        more = sock.recv(65536)
+        assert more, f"closed within a head: {bytes(buffer)!r}"
+        buffer += more
+    head, _, _ = bytes(buffer).partition(b"\r\n\r\n")
+    size = 0
+    for line in head.split(b"\r\n"):
+        if line.lower().startswith(b"content-length: "):
+            size = int(line[16:])
+    total = len(head) + 4 + size
+    while len(buffer) < total:
+        more = sock.recv(65536)
+        assert more, "closed within a body"
+        buffer += more
+    body = bytes(buffer[len(head) + 4 : total])
+    del buffer[:total]
+    return head, body
