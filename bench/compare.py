@@ -22,18 +22,28 @@ import http.client
 import json
 import os
 import platform
-import shlex
-import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from programs import (
+    BenchError,
+    Proxy,
+    accord,
+    backend_config,
+    caddy,
+    checkout_lb,
+    free_port,
+    haproxy,
+    nginx,
+    program,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("nginx", "haproxy", "caddy", "accord")
@@ -47,23 +57,6 @@ START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
 WARM_UP_SECONDS = 1
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-
-
-class BenchError(Exception):
-    """Something that the person who runs this can put right."""
-
-
-@dataclass
-class Proxy:
-    """One program under test: how it is started and where it listens and logs."""
-
-    name: str
-    command: list[str]
-    port: int
-    log: Path
-    ready_port: int | None = None  # Accord: wait for /readyz there; else for the port itself.
-    environment: dict[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,187 +75,7 @@ class Turn:
         return self.cpu_seconds * 1e6 / max(1, self.requests)
 
 
-# --- The programs -----------------------------------------------------------------------------
-
-
-def backend_config(folder: Path, ports: list[int]) -> str:
-    """nginx answering by `return`. A word of its config ends at 4 KiB: 64 KiB is 64 times `$k`."""
-    listens = "\n    ".join(f"listen 127.0.0.1:{port} backlog=4096;" for port in ports)
-    return f"""
-{nginx_head(folder, "backend")}
-http {{
-  {nginx_folders(folder, "backend")}
-  access_log off;
-  default_type text/plain;
-  keepalive_requests 1000000000;
-  keepalive_timeout 300s;
-  server {{
-    {listens}
-    set $k "{"0123456789abcdef" * 64}";
-    location = /1k {{ return 200 "$k"; }}
-    location = /64k {{ return 200 "{"$k" * 64}"; }}
-  }}
-}}
-"""
-
-
-def nginx_head(folder: Path, name: str) -> str:
-    """Everything outside of `http`, for one worker in the foreground."""
-    user = "user root;\n" if os.geteuid() == 0 else ""
-    return f"""{user}daemon off;
-worker_processes 1;
-pid {folder}/{name}.pid;
-error_log {folder}/{name}.error.log warn;
-events {{ worker_connections 4096; }}"""
-
-
-def nginx_folders(folder: Path, name: str) -> str:
-    """Temporary folders of our own, since the packaged ones belong to somebody else."""
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    return "\n  ".join(f"{kind}_temp_path {folder}/{name}.{kind};" for kind in kinds)
-
-
-def nginx(folder: Path, backends: list[int]) -> Proxy:
-    """nginx as a proxy: keep-alive to the backends, the X-Forwarded fields, a log line each."""
-    port, log = free_port(), folder / "nginx.access.log"
-    servers = " ".join(f"server 127.0.0.1:{backend};" for backend in backends)
-    config = folder / "nginx.conf"
-    config.write_text(f"""
-{nginx_head(folder, "nginx")}
-http {{
-  {nginx_folders(folder, "nginx")}
-  access_log {log} combined;
-  keepalive_requests 1000000000;
-  upstream app {{ {servers} keepalive 128; keepalive_requests 1000000000; }}
-  server {{
-    listen 127.0.0.1:{port} backlog=4096;
-    location / {{
-      proxy_pass http://app;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-      proxy_set_header Host $http_host;
-      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-      proxy_set_header X-Forwarded-Proto $scheme;
-      proxy_set_header X-Forwarded-Host $http_host;
-    }}
-  }}
-}}
-""")
-    return Proxy("nginx", [program("nginx"), "-c", str(config), "-p", str(folder)], port, log)
-
-
-def haproxy(folder: Path, backends: list[int]) -> Proxy:
-    """HAProxy, one thread; its log goes to its stdout, which is a file, as the others' do."""
-    port, log = free_port(), folder / "haproxy.access.log"
-    servers = "\n  ".join(f"server s{n} 127.0.0.1:{port}" for n, port in enumerate(backends))
-    config = folder / "haproxy.cfg"
-    config.write_text(f"""
-global
-  nbthread 1
-  maxconn 4096
-  log stdout format raw local0 info
-defaults
-  mode http
-  log global
-  option httplog
-  option forwardfor
-  timeout connect 3s
-  timeout client 60s
-  timeout server 60s
-  timeout http-request 10s
-  timeout http-keep-alive 60s
-  http-reuse always
-frontend web
-  bind 127.0.0.1:{port} backlog 4096
-  http-request set-header X-Forwarded-Proto http
-  http-request set-header X-Forwarded-Host %[req.hdr(host)]
-  default_backend app
-backend app
-  balance roundrobin
-  {servers}
-""")
-    return Proxy("haproxy", [program("haproxy"), "-db", "-f", str(config)], port, log)
-
-
-def caddy(folder: Path, backends: list[int]) -> Proxy:
-    """Caddy on one processor: GOMAXPROCS beside the pinning, or its scheduler fights itself."""
-    port, log = free_port(), folder / "caddy.access.log"
-    config = folder / "Caddyfile"
-    config.write_text(f"""
-{{
-  admin off
-  auto_https off
-}}
-http://:{port} {{
-  bind 127.0.0.1
-  log {{
-    output file {log} {{
-      roll_disabled
-    }}
-    format json
-  }}
-  reverse_proxy {" ".join(f"127.0.0.1:{backend}" for backend in backends)} {{
-    lb_policy round_robin
-    transport http {{
-      keepalive_idle_conns_per_host 128
-    }}
-  }}
-}}
-""")
-    command = [program("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
-    environment = {"GOMAXPROCS": "1", "HOME": str(folder), "XDG_DATA_HOME": str(folder)}
-    return Proxy("caddy", command, port, log, environment=environment)
-
-
-def accord(folder: Path, backends: list[int], lb: str) -> Proxy:
-    """Accord, one worker, everything on that is on by default: log, metrics, timeouts."""
-    port, admin_port, log = free_port(), free_port(), folder / "accord.access.log"
-    config = folder / "lb.toml"
-    config.write_text(f"""
-[node]
-name = "bench"
-data_dir = "{folder}/lb-data"
-workers = 1
-
-[admin]
-address = "127.0.0.1:{admin_port}"
-
-[access_log]
-output = "{log}"
-
-[listener.web]
-address = "127.0.0.1:{port}"
-
-[upstream.app]
-backends = [{", ".join(f'"127.0.0.1:{backend}"' for backend in backends)}]
-""")
-    command = [*shlex.split(lb), "run", "-c", str(config)]
-    return Proxy("accord", command, port, log, ready_port=admin_port)
-
-
-def checkout_lb() -> str:
-    """`lb` of this checkout, by this interpreter, installed or not."""
-    return shlex.join([sys.executable, "-c", "from lb.cli import main; main()"])
-
-
-def program(name: str) -> str:
-    """Where a program is; Debian keeps servers in /usr/sbin, which is not in everyone's PATH."""
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
-    if found is None:
-        package = {"nginx": "nginx-light"}.get(name, name)
-        raise BenchError(f"{name} is not installed: apt-get install {package}")
-    return found
-
-
 # --- Processes --------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """Return a port nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager
