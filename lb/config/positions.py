@@ -138,7 +138,7 @@ class _Scanner:
                 raise ScanError(f"a key has at most {PATH_PARTS_MAX} parts", start)
             name = self._take(_STRING)
             if name:
-                name = _unquote(name)
+                name = _unquote(name, start)
             else:
                 name = self._take(_BARE_KEY)
                 if not name:
@@ -201,8 +201,11 @@ class _Scanner:
         return Place(line, column, (self._at if end < 0 else end) - start)
 
 
-def _unquote(name: str) -> str:
+def _unquote(name: str, offset: int) -> str:
     if name.startswith("'") or "\\" not in name:
         return name[1:-1]
-    value: str = tomllib.loads(f"name = {name}")["name"]
+    try:
+        value: str = tomllib.loads(f"name = {name}")["name"]
+    except tomllib.TOMLDecodeError:
+        raise ScanError("there is no key here", offset) from None
     return value
