@@ -175,10 +175,11 @@ def test_a_stopped_reader_costs_lines_no_time_and_is_told_later(
         assert number < 1_000
     handler.close()
     os.close(reader)
-    lost = re.search(rb"(\d+) lines of this log could not be written", received)
-    assert lost is not None
-    assert 150 < int(lost[1]) <= 200
-    assert received.startswith(b"20")
+    # One notice or more, for the reader may have been given a little room in between.
+    told = sum(map(int, re.findall(rb"(\d+) lines of this log could not be written", received)))
+    assert 0 < told <= number
+    for line in received[: received.rindex(b"\n")].splitlines():
+        assert re.match(rb"\d{4}-\d\d-\d\dT\S+Z (info|warning) worker 1\[\d+\]: \d+ ", line)
 
 
 @pytest.mark.parametrize("style", ["text", "json"])
