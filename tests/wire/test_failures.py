@@ -11,7 +11,7 @@ import pytest
 
 from lb.model import Endpoint, Health, ListenerLimits, ListenerTimeouts, Retries, Route, Upstream
 from lb.model import UpstreamTimeouts
-from tests.wire.kit import (
+from wire.kit import (
     LISTENER,
     Connection,
     Origin,

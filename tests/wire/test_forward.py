@@ -7,7 +7,7 @@ import re
 import pytest
 
 from lb.model import Endpoint, Listener, Respond, Route, Upstream
-from tests.wire.kit import (
+from wire.kit import (
     Connection,
     Origin,
     Proxy,
