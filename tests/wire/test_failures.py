@@ -9,8 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from lb.model import Endpoint, Health, ListenerLimits, ListenerTimeouts, Retries, Route, Upstream
-from lb.model import UpstreamTimeouts
+from lb.model import (
+    Endpoint,
+    Health,
+    ListenerLimits,
+    ListenerTimeouts,
+    Retries,
+    Route,
+    Upstream,
+    UpstreamTimeouts,
+)
 from wire.kit import (
     LISTENER,
     Connection,
