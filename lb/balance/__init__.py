@@ -1,1 +1,48 @@
-"""Load-balancing policies, pure: who gets the next request."""
+"""
+Load-balancing policies, pure: who gets the next request.
+
+A policy is a class here and a row of `POLICIES`; `tests/test_balance.py` holds each to the same
+promises. None looks at all candidates at a pick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from lb.balance.balancer import Balancer, C, Candidate
+from lb.balance.consistent_hash import ConsistentHash
+from lb.balance.least_requests import LeastRequests
+from lb.balance.peak_ewma import PeakEwma
+from lb.balance.random_choice import RandomChoice
+from lb.balance.round_robin import RoundRobin
+from lb.balance.two_choices import TwoChoices
+
+if TYPE_CHECKING:
+    import random
+
+__all__ = ["POLICIES", "Balancer", "Candidate", "make"]
+
+POLICIES: Final[dict[str, type[Balancer[Candidate]]]] = {
+    "round_robin": RoundRobin,
+    "random": RandomChoice,
+    "least_requests": LeastRequests,
+    "two_choices": TwoChoices,
+    "hash": ConsistentHash,
+    "peak_ewma": PeakEwma,
+}
+
+
+def make(
+    policy: str,
+    candidates: Sequence[C],
+    rng: random.Random,
+    before: Balancer[C] | None = None,
+) -> Balancer[C]:
+    """
+    Return the balancer of a policy over candidates that may all take traffic.
+
+    `before` is the one it replaces: what stays keeps its position and what is known of it.
+    """
+    made: Balancer[C] = POLICIES[policy](candidates, rng, before)  # type: ignore[arg-type, assignment]
+    return made
