@@ -49,7 +49,7 @@ Record = tuple[
     tuple[tuple[str, float, str], ...],  # tries: backend, seconds, end
     bool,  # reused
     str,  # end
-    bytes,  # the client's head, or nothing
+    bytes,  # the client's header fields, or nothing
 ]
 
 HIDDEN = b"***"
@@ -293,12 +293,12 @@ def parse_template(text: str) -> list[tuple[str, str, str]]:
     try:
         parsed = list(Formatter().parse(text))
     except ValueError as error:
-        raise OperatorError(f"{text!r} is no template: {error}", hint) from None
+        raise OperatorError(f'"{text}" is no template: {error}', hint) from None
     pieces = []
     for literal, name, header, conversion in parsed:
         if conversion or (header and name != "header") or (name == "header" and not header):
             raise OperatorError(
-                f"{text!r} is no template: fields are {{name}} or {{header:NAME}}", hint
+                f'"{text}" is no template: fields are {{name}} or {{header:NAME}}', hint
             )
         if name is not None and name not in TEMPLATE_FIELDS:
             near = get_close_matches(name, TEMPLATE_FIELDS, 1)
@@ -306,7 +306,9 @@ def parse_template(text: str) -> list[tuple[str, str, str]]:
             raise OperatorError(f'"{name}" is not a field of the access log', cure)
         pieces.append((literal, name or "", (header or "").lower()))
     if not any(name for _, name, _ in pieces):
-        raise OperatorError(f"{text!r} is neither a format nor a template with fields", hint)
+        near = get_close_matches(text, ("json", "combined"), 1)
+        hint = f'did you mean "{near[0]}"?' if near else hint
+        raise OperatorError(f'"{text}" is neither a format nor a template with fields', hint)
     return pieces
 
 
@@ -436,7 +438,9 @@ def _cut(record: Record, longest: int) -> Record:
 
 
 def _header_finder(name: str) -> Callable[[bytes], bytes]:
-    pattern = re.compile(rb"\n%b[ \t]*:[ \t]*([^\r\n]*)" % re.escape(name.encode()), re.IGNORECASE)
+    pattern = re.compile(
+        rb"(?:\A|\n)%b[ \t]*:[ \t]*([^\r\n]*)" % re.escape(name.encode()), re.IGNORECASE
+    )
 
     def find(head: bytes) -> bytes:
         match = pattern.search(head)

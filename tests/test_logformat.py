@@ -242,6 +242,12 @@ def test_any_bytes_make_one_combined_line(target: bytes, agent: bytes) -> None:
     assert "\\x5c" in line or "\\" not in target.decode("latin-1")
 
 
+def test_headers_are_found_with_and_without_a_request_line() -> None:
+    assert line_of("{referer}", head=b"Referer: x\r\nHost: y\r\n") == "x"
+    assert line_of("{header:host}", head=b"Referer: host: z\r\nHOST:y") == "y"
+    assert line_of("{referer}", head=b"X-Referer: x\r\nA: \r\nReferer:\r\n") == "-"
+
+
 def test_evil_headers_in_a_template() -> None:
     head = b"GET / HTTP/1.1\r\nX-A: " + EVIL.replace(b"\r\n", b"") + b"\r\n\r\n"
     line = line_of('"{header:x-a}" {status}', head=head)

@@ -21,6 +21,8 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from lb.config.addresses import BadAddressError, backend_address, listen_address
+from lb.errors import OperatorError
+from lb.logformat import check_format
 
 SHOWN_MAX = 60  # Characters of a wrong value that an error repeats.
 NAME_MAX = 63
@@ -144,6 +146,22 @@ class Text(Kind):
         text = self.text(value)
         if not self.lines and not text.isprintable():
             raise wrong("this text holds control characters")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class LogFormat(Kind):
+    """What a line of the access log looks like."""
+
+    words = '"json", "combined" or a template like "{client} {method} {path} {status}"'
+
+    def read(self, value: object) -> str:
+        """Take a format that lines can be made of."""
+        text = self.text(value)
+        try:
+            check_format(text)
+        except OperatorError as error:
+            raise wrong(error.message, error.hint) from None
         return text
 
 

@@ -22,6 +22,7 @@ from lb.config.kinds import (
     Duration,
     Flag,
     ListenAddress,
+    LogFormat,
     Name,
     OrOne,
     Share,
@@ -157,8 +158,10 @@ class AccessLog(Section):
         description='A path (beside the file, if relative), "stdout" or "off".',
         examples=["/var/log/lb/access.log"],
     )
-    format: Annotated[str, Text()] = Field(
-        default="json", description='"json", "combined" (as web servers have it), or a template.'
+    format: Annotated[str, LogFormat()] = Field(
+        default="json",
+        description='"json", "combined" (as web servers have it), or a template.',
+        examples=["combined", '{client} "{method} {path}" {status} {ms} {header:user-agent}'],
     )
     redact: Annotated[list[Annotated[str, Text()]], OrOne()] = Field(
         default=[],
