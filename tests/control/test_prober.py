@@ -232,11 +232,18 @@ def test_a_probe_that_timed_out_while_the_loop_was_away_is_no_failure() -> None:
     async def play() -> None:
         async with scene_of() as scene:
             loop = asyncio.get_running_loop()
-            scene.script.hold = asyncio.Event()
+            hold = scene.script.hold = asyncio.Event()
             scene.prober.update([subject(timeout="100ms", fall=1)])
-            # The answer lies there all the time; two turns of the loop are needed to read it.
-            loop.call_soon(block, 1.0)
-            loop.call_soon(loop.call_soon, scene.script.hold.set)
+
+            def away() -> None:
+                # The answer lies there all the time; a few turns of the loop read it.
+                block(1.0)
+                in_turns(3, hold.set)
+
+            def in_turns(count: int, act: Callable[[], None]) -> None:
+                loop.call_soon(*((in_turns, count - 1, act) if count else (act,)))
+
+            loop.call_later(0.02, away)
             await scene.until(lambda: scene.state() is not Health.CHECKING)
             assert scene.state() is Health.HEALTHY
 
