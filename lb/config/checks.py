@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lb import model, routing
 from lb.config.addresses import Address, listen_address
 from lb.config.kinds import NAME, nearest, shown
 from lb.config.positions import Path
@@ -28,7 +29,7 @@ def check(config: Config, *, sound: bool) -> list[Finding]:
 
     Some errors can only be told where all else is right: pass `sound`.
     """
-    findings = [*_addresses(config), *_admin(config)]
+    findings = [*_addresses(config), *_admin(config), *_conflicts(config)]
     if sound and not findings:
         findings += [*_unreachable(config), *_nothing(config)]
     return findings
@@ -101,6 +102,27 @@ def _admin(config: Config) -> Iterator[Finding]:
             ("admin", "address"),
             "others could reach this; tokens and TLS for it are not yet supported",
             "a loopback address or a unix socket",
+        )
+
+
+def _conflicts(config: Config) -> Iterator[Finding]:
+    plans = [
+        model.Route(
+            name=name,
+            listeners=tuple(route.listener),
+            hosts=tuple(route.host),
+            path=route.path,
+            methods=tuple(route.method),
+            headers=tuple(route.header.items()),
+        )
+        for name, route in config.route.items()
+    ]
+    for first, second in routing.conflicts(plans):
+        yield Finding(
+            ("route", second),
+            f"routes {shown(first)} and {shown(second)} match the same requests",
+            "let host, path, method or header differ",
+            at_key=True,
         )
 
 

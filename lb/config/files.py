@@ -29,6 +29,7 @@ BYTES_MAX = 1024 * 1024  # All files together.
 FILES_MAX = 1000
 NAMED_TABLES = ("listener", "route", "upstream")  # Of these a file adds some, not all.
 Blame = Callable[[str], Problem]
+_BARE_TEXT = re.compile(r"=\s*[\w.:/*~-]")
 _TOML_ERROR = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
 
@@ -285,7 +286,7 @@ def _parse(source: Source, problems: list[Problem]) -> bool:
 def _toml_problem(source: Source, text: str) -> Problem:
     found = _TOML_ERROR.fullmatch(text)
     message = found[1] if found else text
-    if message.startswith("Cannot"):
+    if message.startswith(("Cannot", "Duplicate")):
         repeat = _repeat(source)
         if repeat is not None:
             return repeat
@@ -294,9 +295,8 @@ def _toml_problem(source: Source, text: str) -> Problem:
     else:
         place = source.place_at(len(source.text.rstrip()))
     hint = ""
-    before = source.line(place.line)[: place.column - 1]
-    if message.startswith(("Expected newline", "Invalid value")) and re.search(
-        r"=\s*[^\s\"'\[{]*$", before
+    if message.startswith(("Expected newline", "Invalid value")) and _BARE_TEXT.search(
+        source.line(place.line)
     ):
         hint = "text goes in quotes"
     return source.problem(place, f"not TOML: {message[:1].lower()}{message[1:]}", hint)
@@ -311,9 +311,9 @@ def _repeat(source: Source) -> Problem | None:
     if not repeats:
         return None
     path, first, again = repeats[0]
-    what = ".".join(str(part) for part in path)
-    line = source.line(again.line).lstrip()
-    what = f"[{what}]" if line.startswith("[") else f'"{path[-1]}"'
+    what = f'"{path[-1]}"'
+    if source.line(again.line).lstrip().startswith("["):
+        what = f"[{'.'.join(map(str, path))}]"
     return source.problem(again, f"{what} is defined twice", f"first on line {first.line}")
 
 

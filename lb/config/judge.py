@@ -37,7 +37,9 @@ def judge(files: Files) -> Config:
     if rest is not None:
         findings += check(rest, sound=sound)
     problems = files.problems + [
-        files.problem(each.path, each.message, each.hint, at_key=each.at_key) for each in findings
+        files.problem(each.path, each.message, each.hint, at_key=each.at_key)
+        for each in findings
+        if each.path not in files.unresolved  # What came of a variable that is not set.
     ]
     if problems:
         raise ConfigErrors(sorted(_once(problems), key=files.order))

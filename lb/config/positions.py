@@ -82,7 +82,7 @@ class _Scanner:
         self._at = 0
         self._line_starts = line_starts(text)
         self._lengths: dict[Path, int] = {}  # Of lists of tables: [[header]] adds one.
-        self._headers: dict[Path, Place] = {}
+        self._headers: set[Path] = set()
 
     def document(self) -> None:
         table: Path = ()
@@ -103,14 +103,18 @@ class _Scanner:
         path: Path = ()
         for number, (name, place) in enumerate(parts, start=1):
             path = (*path, name)
-            self.found.keys.setdefault(path, place)
             last = number == len(parts)
+            first = self.found.keys.setdefault(path, place)
+            if path in self.found.values:
+                self.found.repeats.append((path, first, place))
             if last and is_list:
+                if path in self._headers:
+                    self.found.repeats.append((path, first, place))
                 self._lengths[path] = self._lengths.get(path, 0) + 1
             elif last:
-                if path in self._headers:
-                    self.found.repeats.append((path, self._headers[path], place))
-                self._headers[path] = place
+                if path in self._headers or path in self._lengths:
+                    self.found.repeats.append((path, first, place))
+                self._headers.add(path)
                 self.found.keys[path] = place  # The header itself, not one of a table below it.
             if path in self._lengths:
                 path = (*path, self._lengths[path] - 1)
@@ -120,10 +124,12 @@ class _Scanner:
 
     def _pair(self, table: Path) -> None:
         path = table
-        for name, place in self._key():
+        parts = self._key()
+        for number, (name, place) in enumerate(parts, start=1):
             path = (*path, name)
             first = self.found.keys.setdefault(path, place)
-            if path in self.found.values and first != place:
+            # The last part is new in every pair; those before it only if they have no value yet.
+            if first != place and (number == len(parts) or path in self.found.values):
                 self.found.repeats.append((path, first, place))
         self._skip(_SPACE)
         self._at += 1  # The equals sign.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from lb.config.addresses import is_host_name
 from lb.config.kinds import Kind, nearest, shown, wrong
+from lb.errors import ClientError
+from lb.routing import normal_pattern
 
 METHODS = (
     *("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"),
@@ -49,6 +51,10 @@ class PathPattern(Kind):
         text = self.text(value)
         if not text.startswith("~"):
             UrlPath().read(text.removeprefix("="))
+            try:
+                normal_pattern(text)
+            except ClientError as error:
+                raise wrong(f"no request can have this path: {error.message}") from None
             return text
         try:
             re.compile(text[1:])
