@@ -21,7 +21,7 @@ from lb.registry import By
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One endpoint as the prober sees it; `last_check` is `{"at", "ok", "reason", "ms"}` or None."""
+    """One endpoint as the prober sees it; `last_check`: `{"at", "ok", "reason", "ms"}` or None."""
 
     verdict: Health
     last_check: Mapping[str, Any] | None = None

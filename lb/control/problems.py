@@ -45,7 +45,7 @@ KINDS = {
 }
 
 
-class Problem(AccordError):
+class Problem(AccordError):  # noqa: N818 - RFC 9457's own word.
     """One answer that is an error; raised anywhere below the admin's handlers."""
 
     def __init__(self, code: str, detail: str, hint: str = "", **more: Any) -> None:

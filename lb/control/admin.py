@@ -1,0 +1,159 @@
+"""
+The admin API: HTTP for operators, their scripts and the dashboard.
+
+This file has the servers and the table of paths; `admin_guard` is what every request passes,
+`admin_reads`, `admin_writes` and `admin_acts` answer. The admin judges the form of a request
+only: whether a backend may go is decided in `registry.apply`, alike on every instance.
+
+Not here: `proxy/`. Control and data path share no HTTP code on purpose: this side may be slow
+and complete, that side must be neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from aiohttp import web
+
+from lb.control.admin_acts import Acts
+from lb.control.admin_guard import BODY_BYTES_MAX, answer_errors, guard
+from lb.control.admin_probes import Probes
+from lb.control.admin_reads import Reads
+from lb.control.admin_recent import RECENT_SECONDS, Recent
+from lb.control.admin_static import Static
+from lb.control.admin_writes import Writes
+from lb.control.desk import Desk
+from lb.control.openapi import document
+from lb.control.problems import Problem
+
+BACKLOG = 128
+STOP_SECONDS_MAX = 1.0  # What runs at a stop gets this long.
+KEEPALIVE_SECONDS = 75.0
+HEAD_BYTES_MAX = 16 * 1024
+
+LATER = ("events", "group", "locks", "rollouts", "exchanges", "plugins", "upgrade", "session")
+
+log = logging.getLogger("lb.admin")
+
+
+class AdminServer:
+    """Everything under `admin.address`, on one listening socket that it is given."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._recent = Recent(desk.reading)
+        self._sampler: asyncio.TimerHandle | None = None
+        self._server = _Server(self._app())
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve on a listening socket; TCP or unix."""
+        self._sample()
+        await self._server.start(sock)
+
+    async def stop(self) -> None:
+        """Stop serving; what runs gets a second."""
+        if self._sampler is not None:
+            self._sampler.cancel()
+        await self._server.stop()
+
+    def _sample(self) -> None:
+        self._recent.turn()
+        loop = asyncio.get_running_loop()
+        self._sampler = loop.call_later(RECENT_SECONDS, self._sample)
+
+    def _app(self) -> web.Application:
+        desk = self._desk
+        app = web.Application(
+            client_max_size=BODY_BYTES_MAX,
+            middlewares=[answer_errors, guard(lambda: desk.config.admin.hosts)],
+        )
+        reads, writes = Reads(desk, self._recent), Writes(desk, self._recent)
+        acts, probes, static = Acts(desk), Probes(desk), Static()
+        upstream = "/v1/upstreams/{upstream}"
+        backend = upstream + "/backends/{backend:.+}"  # An address may hold a slash: unix:/p
+        app.add_routes(
+            [
+                web.get("/v1/status", reads.status),
+                web.get("/v1/upstreams", reads.upstreams),
+                web.get(upstream, reads.upstream),
+                web.get(backend, reads.backend),
+                web.put(backend, writes.put_backend),
+                web.patch(backend, writes.patch_backend),
+                web.delete(backend, writes.delete_backend),
+                web.patch(upstream, writes.patch_upstream),
+                web.delete(upstream, writes.delete_upstream),
+                web.get("/v1/config", reads.config),
+                web.post("/v1/config/reload", acts.reload),
+                web.post("/v1/config/sync", acts.sync),
+                web.post("/v1/explain", acts.explain),
+                web.post("/v1/stop", acts.stop),
+                web.get("/openapi.json", _openapi),
+                *_probe_routes(probes),
+                *(web.route("*", f"/v1/{word}{{rest:(/.*)?}}", _later) for word in LATER),
+                web.get("/", static.get),
+                web.get("/{file}", static.get),
+            ]
+        )
+        return app
+
+
+class ProbeServer:
+    """`admin.probe`: plain HTTP without tokens, and only what orchestrators and Prometheus ask."""
+
+    def __init__(self, desk: Desk) -> None:
+        app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[answer_errors])
+        app.add_routes(_probe_routes(Probes(desk)))
+        self._server = _Server(app)
+
+    async def start(self, sock: socket.socket) -> None:
+        """Serve on a listening socket."""
+        await self._server.start(sock)
+
+    async def stop(self) -> None:
+        """Stop serving."""
+        await self._server.stop()
+
+
+class _Server:
+    """An aiohttp application on a socket that somebody else bound."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._app = app
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, sock: socket.socket) -> None:
+        assert self._runner is None, "one socket a server"
+        self._runner = web.AppRunner(
+            self._app,
+            access_log=None,
+            handle_signals=False,
+            keepalive_timeout=KEEPALIVE_SECONDS,
+            max_line_size=HEAD_BYTES_MAX,
+            max_field_size=HEAD_BYTES_MAX,
+            shutdown_timeout=STOP_SECONDS_MAX,
+        )
+        await self._runner.setup()
+        await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+
+def _probe_routes(probes: Probes) -> list[web.RouteDef]:
+    return [
+        web.get("/livez", probes.live),
+        web.get("/readyz", probes.ready),
+        web.get("/metrics", probes.metrics),
+    ]
+
+
+async def _openapi(request: web.Request) -> web.Response:
+    return web.json_response(document())
+
+
+async def _later(request: web.Request) -> web.Response:
+    raise Problem("not-yet-supported", f"{request.path} is not yet supported")

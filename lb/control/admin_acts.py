@@ -1,0 +1,85 @@
+"""What the admin API sets going: reload, sync, stop; and why a request goes where it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+from pydantic_core import PydanticCustomError
+
+from lb.config.kinds import Duration
+from lb.control.admin_guard import flag, read_object, respond
+from lb.control.admin_writes import by_of
+from lb.control.desk import Desk
+from lb.control.explaining import Serving, explain, question_in
+from lb.control.problems import Problem
+from lb.edition import Assembly
+
+
+class Acts:
+    """Handlers of POST that are no writes to the registry."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._serving: tuple[int, Serving] | None = None  # By the edition's number.
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Reload the config; the answer says what changed, or all that is wrong with it."""
+        await read_object(request)
+        by = by_of(request, self._desk.standing().name)
+        reply = await self._desk.reload(
+            by, dry_run=flag(request, "dry_run"), force=flag(request, "force")
+        )
+        return respond(dict(reply))
+
+    async def sync(self, request: web.Request) -> web.Response:
+        """Make the registry's view of the file what this instance's file says."""
+        await read_object(request)
+        by = by_of(request, self._desk.standing().name)
+        reply = await self._desk.sync(by, dry_run=flag(request, "dry_run"))
+        return respond(dict(reply))
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """Say where a request would go, and why."""
+        question = question_in(await read_object(request))
+        return respond(explain(question, self._newest()))
+
+    async def stop(self, request: web.Request) -> web.Response:
+        """Pass a graceful stop to the supervisor; it is under way when this is answered."""
+        body = await read_object(request)
+        drain = seconds_in(body, "drain")
+        standing, node = self._desk.standing(), self._desk.config.node
+        await self._desk.stop(drain)
+        plain = {
+            "stopping": True,
+            "pid": standing.pid,
+            "grace_s": node.grace,
+            "drain_s": node.drain if drain is None else drain,
+        }
+        return respond(plain, 202)
+
+    def _newest(self) -> Serving:
+        edition = self._desk.edition
+        if self._serving is None or self._serving[0] != edition.number:
+            change = Assembly().load(edition)
+            assert change.plans is not None, "a whole edition has all its parts"
+            assert change.verdicts is not None
+            self._serving = (
+                edition.number,
+                Serving(change.plans, change.upstreams or {}, change.verdicts, edition.revision),
+            )
+        return self._serving[1]
+
+
+def seconds_in(body: Mapping[str, Any], name: str) -> float | None:
+    """Read a duration of the body, the only thing that it may say."""
+    if unknown := body.keys() - {name}:
+        raise Problem("bad-request", f'"{unknown.pop()}" is not known here', f"there is {name}")
+    if body.get(name) is None:
+        return None
+    try:
+        return float(Duration().read(body[name]))
+    except PydanticCustomError as error:
+        hint = str((error.context or {}).get("hint", ""))
+        raise Problem("bad-request", f"{name}: {error.message()}", hint) from None

@@ -1,0 +1,76 @@
+"""The controller's own metrics: what workers do not know, composed for each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.metrics_core import Metric
+
+from lb import __version__
+from lb.control.admin_reads import entry_of, health_of, upstream_names
+from lb.control.desk import Desk, Standing
+from lb.exposition import family, standard_metrics
+from lb.model import Health, State
+from lb.registry import Entry
+
+GOOD = {Health.HEALTHY.value, Health.UNCHECKED.value}
+
+
+def gauges(desk: Desk) -> Iterator[Metric]:
+    """Yield every family that the controller knows best."""
+    standing = desk.standing()
+    yield from standard_metrics(__version__)
+    yield from _of_config(standing)
+    yield from _of_workers(standing)
+    yield from _of_group(desk)
+    yield from _of_backends(desk)
+
+
+def _of_config(standing: Standing) -> Iterator[Metric]:
+    on_disk = standing.on_disk.partition(":")[0]
+    yield family("lb_config_generation", [({}, standing.generation)])
+    yield family("lb_config_last_reload_success", [({}, standing.error is None)])
+    yield family("lb_config_last_reload_timestamp_seconds", [({}, standing.reloaded)])
+    yield family(
+        "lb_config_reloads_total",
+        [({"result": result}, count) for result, count in standing.reloads.items()],
+    )
+    yield family(
+        "lb_config_on_disk",
+        [({"state": state}, state == on_disk) for state in ("same", "changed", "invalid")],
+    )
+
+
+def _of_workers(standing: Standing) -> Iterator[Metric]:
+    workers = standing.workers
+    yield family("lb_worker_up", [({"worker": str(each.slot)}, each.up) for each in workers])
+    yield family(
+        "lb_worker_restarts_total",
+        [({"worker": str(each.slot)}, each.restarts) for each in workers],
+    )
+
+
+def _of_group(desk: Desk) -> Iterator[Metric]:
+    yield family("lb_group_role", [({"role": "leader"}, 1)])
+    yield family("lb_group_quorum", [({}, 1)])
+    yield family("lb_group_applied_index", [({}, desk.store.registry.revision)])
+
+
+def _of_backends(desk: Desk) -> Iterator[Metric]:
+    up, states, healths, weights = [], [], [], []
+    for upstream in upstream_names(desk):
+        for key, backend in entry_of(desk, upstream).backends.items():
+            labels = {"upstream": upstream, "backend": key}
+            health = health_of(desk, upstream, backend)
+            up.append((labels, _is_up(backend, health)))
+            weights.append((labels, backend.weight))
+            states += [({**labels, "state": each}, backend.state == each) for each in State]
+            healths += [({**labels, "health": each}, health == each) for each in Health]
+    yield family("lb_backend_up", up)
+    yield family("lb_backend_state", states)
+    yield family("lb_backend_health", healths)
+    yield family("lb_backend_weight", weights)
+
+
+def _is_up(backend: Entry, health: str) -> bool:
+    return backend.takes_traffic and health in GOOD

@@ -1,0 +1,302 @@
+"""`/openapi.json`: the admin API described for machines. One table of operations, one of shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lb import __version__
+from lb.control.problems import KINDS
+from lb.model import Health, State
+
+Json = dict[str, Any]
+
+
+def document() -> Json:
+    """Return the OpenAPI 3.1 document."""
+    paths: Json = {}
+    for method, path, summary, details in OPERATIONS:
+        paths.setdefault(path, {})[method] = _operation(method, path, summary, details)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Accord admin API",
+            "version": __version__,
+            "description": "Errors are RFC 9457 problems; `code` says which.",
+        },
+        "paths": paths,
+        "components": {"schemas": SCHEMAS},
+    }
+
+
+def _operation(method: str, path: str, summary: str, details: Json) -> Json:
+    name = path.strip("/").replace("/v1", "").replace("v1/", "")
+    words = name.replace("{", "").replace("}", "").replace("/", "_").replace(".", "_")
+    operation: Json = {
+        "operationId": f"{method}_{words or 'dashboard'}",
+        "summary": summary,
+        "parameters": [
+            *(_in_path(part) for part in ("upstream", "backend") if f"{{{part}}}" in path),
+            *(PARAMETERS[each] for each in details.get("takes", "").split()),
+        ],
+        "responses": {
+            **{
+                status: _answer(details.get("schema"), details.get("type", "application/json"))
+                for status in details.get("statuses", "200").split()
+            },
+            "default": _answer("Problem", "application/problem+json"),
+        },
+    }
+    if "body" in details:
+        operation["requestBody"] = {
+            "required": details.get("body_required", False),
+            "content": {"application/json": {"schema": _ref(details["body"])}},
+        }
+    return operation
+
+
+def _answer(schema: str | None, media: str) -> Json:
+    content = {media: {"schema": _ref(schema) if schema else {}}}
+    return {"description": "A problem" if schema == "Problem" else "Done", "content": content}
+
+
+def _ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _in_path(name: str) -> Json:
+    description = {
+        "upstream": "The upstream's name.",
+        "backend": "The backend's name or address, percent-encoded where needed.",
+    }
+    return {
+        "name": name,
+        "in": "path",
+        "required": True,
+        "description": description[name],
+        "schema": {"type": "string", "minLength": 1},
+    }
+
+
+def _query(name: str, description: str, schema: Json | None = None) -> Json:
+    schema = schema or {"type": "boolean"}
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def _header(name: str, description: str) -> Json:
+    schema = {"type": "string"}
+    return {"name": name, "in": "header", "description": description, "schema": schema}
+
+
+PARAMETERS: dict[str, Json] = {
+    "force": _query("force", "Even if no active backend is left."),
+    "note": _query("note", "Why, for those who look later.", {"type": "string"}),
+    "wait": _query("wait", "Wait for every live member.", {"enum": ["all"]}),
+    "dry_run": _query("dry_run", "Only say what would change."),
+    "if_match": _header("If-Match", "Only if the revision is still this one; else 412."),
+    "if_none_match": _header("If-None-Match", "`*`: create, do not replace; else 412."),
+    "key": _header("Idempotency-Key", "Repeated with the same key, the write acts once."),
+}
+WRITE = "force note wait if_match key"
+UPSTREAM = "/v1/upstreams/{upstream}"
+BACKEND = UPSTREAM + "/backends/{backend}"
+
+OPERATIONS: list[tuple[str, str, str, Json]] = [
+    ("get", "/v1/status", "How this instance is.", {"schema": "Status"}),
+    ("get", "/v1/upstreams", "All upstreams.", {"schema": "Upstreams"}),
+    ("get", UPSTREAM, "One upstream with its backends.", {"schema": "Upstream"}),
+    (
+        "patch",
+        UPSTREAM,
+        "Change several backends in one revision.",
+        {"schema": "Written", "takes": WRITE, "body": "Edits", "body_required": True},
+    ),
+    (
+        "delete",
+        UPSTREAM,
+        "Forget an upstream that no config names.",
+        {"schema": "Written", "takes": WRITE},
+    ),
+    ("get", BACKEND, "One backend.", {"schema": "Backend"}),
+    (
+        "put",
+        BACKEND,
+        "Add a backend, or replace what is said of it; `state` is kept unless named.",
+        {
+            "schema": "Written",
+            "takes": f"{WRITE} if_none_match",
+            "body": "Said",
+            "statuses": "200 201",
+        },
+    ),
+    (
+        "patch",
+        BACKEND,
+        "Change what is said of a backend, and nothing else.",
+        {"schema": "Written", "takes": WRITE, "body": "Said", "body_required": True},
+    ),
+    (
+        "delete",
+        BACKEND,
+        "Take a backend out; what runs there is finished.",
+        {"schema": "Written", "takes": WRITE},
+    ),
+    ("get", "/v1/config", "The config in force.", {"schema": "Object"}),
+    (
+        "post",
+        "/v1/config/reload",
+        "Reload the config file.",
+        {"schema": "Reload", "takes": "dry_run force note"},
+    ),
+    (
+        "post",
+        "/v1/config/sync",
+        "Make the registry's view of the file what this instance's file says.",
+        {"schema": "Reload", "takes": "dry_run force note"},
+    ),
+    (
+        "post",
+        "/v1/explain",
+        "Why a request would go where it goes.",
+        {"schema": "Object", "body": "Question", "body_required": True},
+    ),
+    (
+        "post",
+        "/v1/stop",
+        "Stop gracefully.",
+        {"schema": "Object", "body": "Stop", "statuses": "202"},
+    ),
+    ("get", "/livez", "Whether this process answers.", {"schema": "Object"}),
+    ("get", "/readyz", "Whether traffic should come here.", {"schema": "Object"}),
+    ("get", "/metrics", "Prometheus text.", {"type": "text/plain"}),
+    ("get", "/openapi.json", "This document.", {"schema": "Object"}),
+    ("get", "/", "The dashboard.", {"type": "text/html"}),
+]
+
+TEXT: Json = {"type": "string"}
+COUNT: Json = {"type": "integer", "minimum": 0}
+FLAG: Json = {"type": "boolean"}
+MILLISECONDS: Json = {"type": ["number", "null"]}
+LATENCY: Json = {"type": "object", "properties": {"p50": MILLISECONDS, "p99": MILLISECONDS}}
+STATE: Json = {"enum": [state.value for state in State]}
+HEALTH: Json = {"enum": [health.value for health in Health]}
+LABELS: Json = {"type": "object", "additionalProperties": {"type": ["string", "null"]}}
+TEXTS: Json = {"type": "array", "items": TEXT}
+
+
+def _object(**properties: Json) -> Json:
+    return {"type": "object", "properties": properties}
+
+
+def _list(name: str) -> Json:
+    return {"type": "array", "items": _ref(name)}
+
+
+SCHEMAS: dict[str, Json] = {
+    "Object": {"type": "object"},
+    "Problem": {
+        **_object(
+            type=TEXT,
+            code={"enum": list(KINDS)},
+            title=TEXT,
+            status={"type": "integer"},
+            detail=TEXT,
+            hint=TEXT,
+        ),
+        "required": ["type", "code", "title", "status", "detail", "hint"],
+    },
+    "Status": {
+        **_object(
+            name=TEXT,
+            version=TEXT,
+            pid=COUNT,
+            uptime_s={"type": "number"},
+            ready=FLAG,
+            unready={"type": ["string", "null"]},
+            stopping=FLAG,
+            config={"type": "object"},
+            workers=_list("Object"),
+            group={"type": "object"},
+            traffic={"type": "object"},
+        ),
+        "required": ["name", "version", "uptime_s", "config", "workers", "group"],
+    },
+    "Upstreams": _object(revision=COUNT, upstreams=_list("Upstream")),
+    "Upstream": {
+        **_object(
+            name=TEXT,
+            revision=COUNT,
+            configured=FLAG,
+            balance={"type": ["string", "null"]},
+            panic=FLAG,
+            backends=_list("Backend"),
+            leaving=_list("Object"),
+        ),
+        "required": ["name", "revision", "backends"],
+    },
+    "Backend": {
+        **_object(
+            address=TEXT,
+            name={"type": ["string", "null"]},
+            weight=COUNT,
+            state=STATE,
+            backup=FLAG,
+            source={"enum": ["file", "api"]},
+            labels=LABELS,
+            revision=COUNT,
+            health=HEALTH,
+            ejected=FLAG,
+            last_check={"type": ["object", "null"]},
+            in_flight={"type": "integer"},
+            requests=COUNT,
+            errors=COUNT,
+            latency_ms=LATENCY,
+            changed={"type": ["object", "null"]},
+            endpoints=_list("Object"),
+        ),
+        "required": ["address", "weight", "state", "backup", "source", "health"],
+    },
+    "Said": {
+        **_object(
+            address=TEXT,
+            name=TEXT,
+            weight={"type": "integer", "minimum": 0, "maximum": 1000},
+            state=STATE,
+            backup=FLAG,
+            labels=LABELS,
+        ),
+        "additionalProperties": False,
+    },
+    "Edits": {
+        **_object(
+            backends={
+                "type": "object",
+                "additionalProperties": {"anyOf": [_ref("Said"), {"type": "null"}]},
+            }
+        ),
+        "required": ["backends"],
+        "additionalProperties": False,
+    },
+    "Written": {
+        **_object(revision=COUNT, routed=FLAG, backend=_ref("Backend"), upstream=_ref("Upstream")),
+        "required": ["revision", "routed"],
+    },
+    "Reload": _object(
+        generation=COUNT,
+        changed=TEXTS,
+        needs_restart=TEXTS,
+        refused=_list("Object"),
+        stale={"type": "array"},
+    ),
+    "Question": {
+        **_object(
+            method=TEXT,
+            url=TEXT,
+            listener=TEXT,
+            client=TEXT,
+            headers={"type": "array", "items": {"type": "array", "items": TEXT}},
+        ),
+        "required": ["method", "url"],
+        "additionalProperties": False,
+    },
+    "Stop": {**_object(drain=TEXT), "additionalProperties": False},
+}
