@@ -43,6 +43,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             if isinstance(report, pytest.TestReport):  # Set-up and tear-down have one each.
                 area = area_of(HERE.parent / report.nodeid.partition("::")[0])
                 seconds[area] += report.duration  # type: ignore[assignment]  # Counter of floats.
+    if not tests:
+        return
     total = sum(seconds.values()) or 1
     terminalreporter.section("areas")
     for area, count in sorted(tests.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -13,19 +14,26 @@ from pathlib import Path
 
 import pytest
 
+from journeys.kit import ask, free_ports, until
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def clean_environment() -> dict[str, str]:
+    """Return an environment that leads to nothing of the checkout."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("LB_")}
+    environment.pop("PYTHONPATH", None)
+    return environment
 
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Run a command away from the checkout; return what it printed, fail with what it said."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("LB_")}
-    environment.pop("PYTHONPATH", None)
     done = subprocess.run(
         [str(word) for word in command],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=environment,
+        env=clean_environment(),
         timeout=120,
         check=False,
     )
@@ -124,3 +132,48 @@ def test_the_installed_processes_can_be_imported(
     installed: Path, tmp_path: Path, main: str
 ) -> None:
     run(installed / "python", "-c", f"import {main}", cwd=tmp_path)
+
+
+def test_the_installed_demo_serves_and_stops_clean(installed: Path, tmp_path: Path) -> None:
+    """Ctrl-C is a signal to the whole group; nothing is left of it, and it is no failure."""
+    port, admin, toys = free_ports(3)
+    words = ("--port", port, "--admin-port", admin, "--backend-port", toys)
+    with (tmp_path / "said").open("wb") as said:
+        demo = subprocess.Popen(
+            [str(installed / "lb"), "demo", *map(str, words)],
+            cwd=tmp_path,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        try:
+            until(lambda: ask(admin, "/readyz").status == 200, "the demo is ready")
+            until(
+                lambda: {ask(port).text.strip() for _ in range(6)} == {"a", "b", "c"},
+                "all three toys answer",
+            )
+            assert "<html" in ask(admin, "/").text
+            os.killpg(demo.pid, signal.SIGINT)
+            assert demo.wait(20) == 0, (tmp_path / "said").read_text()
+        finally:
+            if demo.poll() is None:
+                os.killpg(demo.pid, signal.SIGKILL)
+                demo.wait()
+    until(lambda: not group_members(demo.pid), "nothing of it is left")
+    assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+def group_members(group: int) -> list[int]:
+    """Return processes of a process group that still run."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, of_group = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            except OSError:
+                continue
+            if int(of_group) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
