@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_origin
 
+from lb.config import toml
 from lb.config.judge import section_at
-from lb.config.kinds import shown
 from lb.config.schema import Config
+
+WRITTEN_MAX = 200  # Characters of a value that a line of changes repeats.
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,8 @@ def _key(backend: Mapping[str, Any]) -> str:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False)
-    return shown(value)
+    text = toml.value(value)
+    return text if len(text) <= WRITTEN_MAX else f"{text[:WRITTEN_MAX]}..."
 
 
 def _needs_restart(path: str) -> bool:

@@ -60,6 +60,13 @@ def json_schema() -> dict[str, Any]:
     """Return a JSON Schema of the file, for editors."""
     schema = Config.model_json_schema()
     schema["title"] = "lb.toml"
+    for section in _sections(Config):
+        place = schema if section is Config else schema["$defs"][section.__name__]
+        for name, field in section.model_fields.items():
+            kind = _kind(field)
+            if kind is not None and "default" in place["properties"][name]:
+                # pydantic writes seconds and bytes here; the file has units.
+                place["properties"][name]["default"] = kind.written(field.default)
     schema["properties"]["include"] = {
         "description": INCLUDE,
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
@@ -78,6 +85,14 @@ def _keys(prefix: str, section: type[Section]) -> Iterator[str]:
         inner = section_in(field.annotation)
         if inner is not None:
             yield from _keys(f"{prefix}{name}.", inner)
+
+
+def _sections(section: type[Section]) -> Iterator[type[Section]]:
+    yield section
+    for field in section.model_fields.values():
+        inner = section_in(field.annotation)
+        if inner is not None:
+            yield from _sections(inner)
 
 
 def _key_lines(key: str, field: FieldInfo) -> Iterator[str]:

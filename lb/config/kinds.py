@@ -122,7 +122,7 @@ class Kind:
         return core_schema.no_info_plain_validator_function(
             self.read,
             serialization=core_schema.plain_serializer_function_ser_schema(
-                self._write_present, when_used="json"
+                self.written, when_used="json"
             ),
         )
 
@@ -131,7 +131,8 @@ class Kind:
     ) -> JsonSchemaValue:
         return self.schema()
 
-    def _write_present(self, value: Any) -> Any:
+    def written(self, value: Any) -> Any:
+        """Write what may also be left out, as `... | None` allows."""
         return None if value is None else self.write(value)
 
 

@@ -13,6 +13,7 @@ from lb.config.load import ConfigErrors, Loaded, Problem, load
 SMALLEST = """
 [listener.web]
 address = "0.0.0.0:8080"
+upstream = "app"
 
 [upstream.app]
 backends = ["127.0.0.1:9001", "127.0.0.1:9002"]
