@@ -10,11 +10,11 @@ A child says `hello` first and obeys nothing but its channel and that channel's 
                               reopen    log files, now
                               stop      end now
                               link      one end of a Stream (to the controller: slot)
-    supervisor -> worker      welcome   slot, workers, drain, stopping; counters and edition
+    supervisor -> worker      welcome   slot, workers, drain, log, stopping; counters, edition
                               sockets   open: [[address, slot], ..], one descriptor each
                               return    slot: these queues have their own worker again
                               forget    addresses: accept to empty, then close
-                              settings  drain
+                              settings  drain, log
                               drain     seconds: accept no more, finish what runs, end
     supervisor -> controller  welcome   first, stopping, held {address: own}, ended, pid; edition
                               metrics   slots, one descriptor each

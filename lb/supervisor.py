@@ -15,6 +15,7 @@ import site
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,7 @@ class Supervisor:
 
     def __init__(self, config_path: str) -> None:
         self._config_path = config_path
+        self._started = datetime.now(UTC).timestamp()
         self._phase = Phase.STARTING
         self._sockets = Sockets()
         self._slots: list[Slot] = []
@@ -183,12 +185,12 @@ class Supervisor:
         self._controller_end = ""  # How the last one ended.
         self._edition: int | None = None
         self._grace, self._drain = GRACE, DRAIN
+        self._log: dict[str, str] | None = None  # What `[log]` says, for those to come.
         self._asked_at = float("-inf")
         self._reload_waits = False  # A reload was asked for while there was no controller.
         self._said_serving = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._binding = asyncio.Lock()
-        self._timers: list[asyncio.TimerHandle] = []
 
     async def main(self) -> int:
         """Run until told to stop, or until the start has failed; return the exit status."""
@@ -251,7 +253,7 @@ class Supervisor:
             child.channel.send("unready")
         if self._loop.time() - self._asked_at < ASKED_RECENTLY and self._grace > 0:
             log.info("stopping: not ready, still accepting for %g s", self._grace)
-            self._timers.append(self._loop.call_later(self._grace, self._start_drain))
+            self._loop.call_later(self._grace, self._start_drain)
         else:
             self._start_drain()
 
@@ -269,8 +271,12 @@ class Supervisor:
             else:
                 worker.kill()
         self._sockets.forget(self._sockets.listeners())
-        self._timers.append(self._loop.call_later(self._drain + DRAIN_MARGIN, self._stop_now))
+        self._loop.call_later(self._drain + DRAIN_MARGIN, self._end_drain)
         self._end_if_alone()
+
+    def _end_drain(self) -> None:
+        if self._phase is Phase.DRAINING:
+            self._stop_now()
 
     def _stop_now(self) -> None:
         if self._phase is Phase.ENDING:
@@ -281,7 +287,7 @@ class Supervisor:
         self._sockets.forget(self._sockets.listeners())
         for child in self._children():
             child.channel.send("stop")
-        self._timers.append(self._loop.call_later(STOP_PATIENCE, self._kill_all))
+        self._loop.call_later(STOP_PATIENCE, self._kill_all)
         self._end_if_alone()
 
     def _kill_all(self) -> None:
@@ -297,8 +303,6 @@ class Supervisor:
             self._finish(0)
 
     def _finish(self, status: int) -> None:
-        for timer in self._timers:
-            timer.cancel()
         if not self._exit.done():
             self._exit.set_result(status)
 
@@ -332,7 +336,7 @@ class Supervisor:
             return
         wait = self._controller_backoff.wait_after(self._loop.time() - child.started)
         self._say_end(child, wait, self._controller_backoff)
-        self._timers.append(self._loop.call_later(wait, self._start_controller))
+        self._loop.call_later(wait, self._start_controller)
 
     def _fail_start(self, child: Child) -> None:
         """End as the controller did: it has said why, unless something killed it."""
@@ -369,11 +373,10 @@ class Supervisor:
                 other.borrower = None
                 self._plan_lending(other, 0.0)
         self._plan_lending(slot, LEND_AFTER)
-        self._timers.append(self._loop.call_later(wait, self._start_worker, slot))
+        self._loop.call_later(wait, self._start_worker, slot)
         self._tell_workers()
 
     def _say_end(self, child: Child, wait: float, backoff: Backoff) -> None:
-        self._timers = [timer for timer in self._timers if timer.when() > self._loop.time()]
         if wait == 0.0:
             log.warning(
                 "%s (pid %d) %s; starting another", child.name, child.pid, child.end_in_words()
@@ -444,6 +447,7 @@ class Supervisor:
             held={address: held.own for address, held in self._sockets.held.items()},
             ended=self._controller_end,
             pid=os.getpid(),
+            started=self._started,
         )
         self._tell_metrics()
         self._tell_workers()
@@ -455,6 +459,7 @@ class Supervisor:
 
     def _settings(self, _: Child, message: Message, __: list[int]) -> None:
         self._grace, self._drain = message["grace"], message["drain"]
+        self._log = message["log"]
         daemonlog.adopt(message["log"])
         if not self._slots:
             # More or fewer than now would need queues of their own: that takes a restart.
@@ -462,7 +467,7 @@ class Supervisor:
             self._slots = [Slot(number) for number in range(message["workers"])]
             self._tell_metrics()
         for worker in self._workers():
-            worker.channel.send("settings", drain=self._drain)
+            worker.channel.send("settings", drain=self._drain, log=self._log)
 
     def _bind_soon(self, child: Child, message: Message, _: list[int]) -> None:
         assert len(self._tasks) < TASKS_MAX, "the controller waits for each answer"
@@ -592,6 +597,7 @@ class Supervisor:
             slot=slot.number,
             workers=len(self._slots),
             drain=self._drain,
+            log=self._log,
             stopping=self._phase is Phase.GRACE,
         )
         self._deal(slot, slot.number, self._sockets.listeners())

@@ -110,6 +110,7 @@ class Worker:
 
     async def _take_settings(self, message: Message, _: list[int]) -> None:
         self._drain = message["drain"]
+        daemonlog.adopt(message["log"])
 
     async def _fail_readiness(self, _: Message, __: list[int]) -> None:
         if self._switchboard is not None:
@@ -138,7 +139,7 @@ class Worker:
     async def _begin(self, message: Message, fds: list[int]) -> None:
         """Take up what the supervisor keeps for this slot."""
         metrics, edition = fds
-        self._drain = message["drain"]
+        await self._take_settings(message, [])
         switchboard = Switchboard(
             self._loop, self._slot, message["workers"], Meters(metrics), random.Random()
         )

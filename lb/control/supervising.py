@@ -1,0 +1,122 @@
+"""The supervisor as the controller sees it: holds sockets, keeps editions, knows the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from lb import link
+from lb.control.desk import WorkerStanding
+from lb.errors import OperatorError, StartError
+from lb.link import Message
+
+BIND_SECONDS_MAX = 10.0  # The supervisor tries for 2 s; it has other things to do, but not many.
+
+
+class Saying(Protocol):
+    """The way to the supervisor: `child.Post`."""
+
+    def send(self, kind: str, fds: Sequence[int] = (), **fields: Any) -> None:
+        """Say one thing."""
+        ...
+
+
+class Supervising:
+    """What is asked of the supervisor, and what it told last."""
+
+    def __init__(self, post: Saying) -> None:
+        self._post = post
+        self._asked = 0
+        self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
+        self._workers: list[Message] = []
+        self.metrics: dict[int, int] = {}  # The counters' memory of each slot.
+
+    # What it told
+
+    def bound(self, message: Message, fds: list[int]) -> None:
+        """Take the answer to a `bind`; nobody may be waiting for it any more."""
+        answer = self._answers.pop(message["id"], None)
+        if answer is None or answer.done():
+            link.close_all(fds)
+        else:
+            answer.set_result((message, fds))
+
+    def take_workers(self, message: Message) -> None:
+        """Take what runs in each slot now."""
+        self._workers = message["workers"]
+
+    def take_metrics(self, message: Message, fds: list[int]) -> None:
+        """Take the descriptors of counters; a slot keeps its memory for good."""
+        for slot, fd in zip(message["slots"], fds, strict=True):
+            if slot in self.metrics:
+                os.close(fd)
+            else:
+                self.metrics[slot] = fd
+
+    def workers(self, edition_of: Callable[[int], int]) -> list[WorkerStanding]:
+        """Say who works in each slot, and which edition is live there."""
+        return [
+            WorkerStanding(
+                slot=each["slot"],
+                pid=each["pid"],
+                up=each["up"],
+                edition=edition_of(each["slot"]),
+                restarts=each["restarts"],
+            )
+            for each in self._workers
+        ]
+
+    # What is asked of it
+
+    async def ensure(self, addresses: Iterable[str]) -> None:
+        """Hold sockets for these listeners' addresses. StartError where one cannot be had."""
+        await self._bind(list(addresses), [])
+
+    async def own(self, addresses: Sequence[str]) -> list[socket.socket]:
+        """Hold sockets that we accept on ourselves, and return them in this order."""
+        return [socket.socket(fileno=fd) for fd in await self._bind([], list(addresses))]
+
+    def forget(self, addresses: Iterable[str]) -> None:
+        """Let go of listeners' addresses; their queues are accepted to empty first."""
+        gone = list(addresses)
+        if gone:
+            self._post.send("forget", addresses=gone)
+
+    def settle(self, workers: int, grace: float, drain: float, log: Mapping[str, str]) -> None:
+        """Tell what the config says that the supervisor acts on."""
+        self._post.send("settings", workers=workers, grace=grace, drain=drain, log=dict(log))
+
+    def keep(self, number: int, packed: bytes) -> None:
+        """Hand over the newest edition, for those who start later."""
+        fd = link.seal(f"lb-edition-{number}", packed)
+        self._post.send("edition", [fd], number=number)
+        os.close(fd)
+
+    def replace(self, slot: int) -> None:
+        """Have a silent worker replaced."""
+        self._post.send("restart", slot=slot)
+
+    def stop(self, drain: float | None) -> None:
+        """Have the whole instance stopped gracefully."""
+        self._post.send("stop", drain=drain)
+
+    async def _bind(self, addresses: list[str], own: list[str]) -> list[int]:
+        self._asked += 1
+        number = self._asked
+        answer: asyncio.Future[tuple[Message, list[int]]]
+        answer = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        self._post.send("bind", id=number, addresses=addresses, own=own)
+        try:
+            async with asyncio.timeout(BIND_SECONDS_MAX):
+                message, fds = await answer
+        except TimeoutError:
+            raise OperatorError("the supervisor does not answer", "restart this instance") from None
+        finally:
+            self._answers.pop(number, None)
+        if message["error"]:
+            raise StartError(message["error"], message["hint"])
+        return fds

@@ -1,0 +1,473 @@
+"""The controller: reads the config, keeps the registry, probes, composes editions, is asked.
+
+This file builds the parts and joins them; what each does is in `control/`. If this process
+dies, traffic goes on: the next one takes up the edition that the supervisor kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+import random
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import orjson
+
+from lb import child, daemonlog, link
+from lb.child import Post
+from lb.config.parse import parse_in_child
+from lb.config.schema import Config
+from lb.control.admin import AdminServer, ProbeServer
+from lb.control.admin_guard import wall_time
+from lb.control.data_dir import DataDirLock, lock_data_dir, settle_name
+from lb.control.desk import Check, Standing, WorkerStanding
+from lb.control.file_memory import FileMemory
+from lb.control.in_force import PART, InForce
+from lb.control.probe import Asker
+from lb.control.prober import Prober, subjects_of
+from lb.control.publisher import Publisher
+from lb.control.reloader import Hands, Reloader, addresses_of
+from lb.control.resolver import Resolver, names_of
+from lb.control.store import FileStore
+from lb.control.supervising import Supervising
+from lb.control.watcher import CHANGED, Watcher
+from lb.edition import Composer, Edition, FormatError, Resolved, Sources, unpack
+from lb.errors import AccordError
+from lb.link import Frame, Message, Stream
+from lb.metrics import Reading
+from lb.registry import By, Registry
+
+log = logging.getLogger(__name__)
+
+CHECKS_PART = "control/checks"
+FIRST_ANSWERS_SECONDS = 2.0  # A name that takes longer has no address in the first edition.
+TASKS_MAX = 1024
+SILENT_SECONDS = 1.0  # From the end of a worker's stream to its replacement, if it still runs.
+
+
+class Controller:
+    """All of it, and what the admin sees of it: `control.desk.Desk`."""
+
+    def __init__(self, config_path: str) -> None:
+        self._path = config_path
+        self._asked = False  # For readiness, since the last beat.
+        self._stopping = False
+        self._begun = False
+        self._reload_waits = False
+        self._pid, self._started = 0, 0.0  # The supervisor's.
+        self._reloads = {"ok": 0, "failed": 0}
+        self._error: str | None = None
+        self._linked: dict[int, Stream] = {}
+        self._early_links: list[tuple[int, socket.socket]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closers: list[Callable[[], Awaitable[None]]] = []  # In the order of opening.
+        self._reading: Reading | None = None
+        self._reading_of: tuple[int, ...] = ()  # The slots in it.
+        self._lock: DataDirLock | None = None
+
+    async def main(self, fd: int) -> int:
+        """Work until the supervisor says otherwise, or is gone; return the exit status."""
+        self._loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._welcomed: asyncio.Future[tuple[Message, list[int]]] = self._loop.create_future()
+        self._post = Post(fd, self._told, self._finish, self._take_asked, role="controller")
+        self._supervising = Supervising(self._post)
+        working = self._loop.create_task(self._work())
+        try:
+            await asyncio.wait({working, self._end}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+            await self._close()
+        return 0
+
+    async def _work(self) -> None:
+        await self._begin(*await self._welcomed)
+        await self._watcher.run()
+
+    # Beginning and ending
+
+    async def _begin(self, welcome: Message, fds: list[int]) -> None:
+        self._pid, self._started = welcome["pid"], welcome["started"]
+        self._stopping = welcome["stopping"]
+        if welcome["ended"]:
+            log.warning("the controller before this one %s", welcome["ended"])
+        kept = _kept_edition(fds)
+        self._in_force = await self._config_to_start_with(kept)
+        config = self._in_force.loaded.config
+        await self._open_data_dir(config)
+        self._build(config, kept)
+        await self._resolver.first_answers(FIRST_ANSWERS_SECONDS)
+        await self._reloader.start()
+        addresses = addresses_of(config)
+        await self._supervising.ensure(addresses)
+        own = [config.admin.address, *([config.admin.probe] if config.admin.probe else [])]
+        socks = await self._supervising.own(own)
+        held = {address for address, own in welcome["held"].items() if not own}
+        self._supervising.forget(held - set(addresses))
+        self._publisher.publish()
+        self._begun = True
+        for slot, sock in self._early_links:
+            self._spawn(self._link(slot, sock))
+        self._early_links.clear()
+        await self._open_admin(socks)
+        if self._reload_waits:
+            self._take_reload({}, [])
+
+    async def _config_to_start_with(self, kept: Edition | None) -> InForce:
+        """Take what was in force; only an instance that starts reads its file."""
+        if kept is not None and PART in kept.parts:
+            in_force = InForce.from_part(kept.parts[PART])
+        else:
+            loaded = await parse_in_child(self._path)
+            in_force = InForce(loaded, 1, self._path, wall_time())
+            for warning in loaded.warnings:
+                log.warning("%s", warning)
+        daemonlog.adopt(in_force.loaded.config.log.model_dump())
+        return in_force
+
+    async def _open_data_dir(self, config: Config) -> None:
+        folder = config.node.data_dir
+        self._lock = await asyncio.to_thread(lock_data_dir, folder)
+        self._name, warning = settle_name(folder, config.node.name)
+        if warning:
+            log.warning("%s", warning)
+        self._store = FileStore.open(folder)
+        self._closers.append(self._store.close)
+        self._memory = FileMemory.open(folder)
+        if self._memory.warning:
+            log.warning("%s", self._memory.warning)
+
+    def _build(self, config: Config, kept: Edition | None) -> None:
+        """Make the parts and tell each of the others' changes."""
+        asker = Asker()
+        self._prober = Prober(asker, self._verdict_changed, wall_time, random.Random(), self._loop)
+        if kept is not None and CHECKS_PART in kept.parts:
+            self._prober.restore(orjson.loads(kept.parts[CHECKS_PART]))
+        self._resolver = Resolver(self._backends_changed)
+        self._publisher = Publisher(
+            Composer(self._name, via_of(self._store.registry.id, self._name)),
+            self._sources,
+            self._supervising.keep,
+            self._control_parts,
+            kept,
+        )
+        parse = functools.partial(parse_in_child, self._path)
+        self._watcher = Watcher(parse, self._disk_changed)
+        self._store.subscribe(self._registry_changed)
+        self._closers += [asker.close, self._prober.close, self._resolver.close]
+        hands = Hands(
+            parse=parse,
+            adopt=self._adopt,
+            sockets=self._supervising,
+            store=self._store,
+            memory=self._memory,
+            publisher=self._publisher,
+            resolver=self._resolver,
+            wall=wall_time,
+            member=self._name,
+        )
+        self._reloader = Reloader(hands, self._in_force)
+        self._closers.append(self._reloader.close)
+        self._adopt(self._in_force)
+
+    async def _open_admin(self, socks: list[socket.socket]) -> None:
+        servers: list[AdminServer | ProbeServer] = [AdminServer(self)]
+        servers += [ProbeServer(self)] if len(socks) > 1 else []
+        for server, sock in zip(servers, socks, strict=True):
+            self._closers.append(server.stop)
+            await server.start(sock)
+
+    def _adopt(self, in_force: InForce) -> None:
+        """Put a config in force, for all who act by it."""
+        self._in_force = in_force
+        config = in_force.loaded.config
+        self._supervising.settle(
+            config.node.worker_count(),
+            config.node.grace,
+            config.node.drain,
+            config.log.model_dump(),
+        )
+        self._watcher.follow(in_force.loaded.files, in_force.loaded.digest)
+        self._backends_changed()
+
+    async def _close(self) -> None:
+        """End what was begun, as far as it got; the lock last."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        async with AsyncExitStack() as stack:
+            if self._lock is not None:
+                stack.callback(self._lock.release)
+            for close in self._closers:
+                stack.push_async_callback(close)
+
+    # The supervisor's channel
+
+    def _told(self, message: Message, fds: list[int]) -> None:
+        {
+            "welcome": self._take_welcome,
+            "bound": self._supervising.bound,
+            "workers": self._take_workers,
+            "metrics": self._supervising.take_metrics,
+            "link": self._take_link,
+            "reload": self._take_reload,
+            "unready": self._take_unready,
+            "reopen": self._take_reopen,
+            "stop": self._take_stop,
+        }[message["kind"]](message, fds)
+
+    def _take_welcome(self, message: Message, fds: list[int]) -> None:
+        self._welcomed.set_result((message, fds))
+
+    def _take_workers(self, message: Message, _: list[int]) -> None:
+        self._supervising.take_workers(message)
+
+    def _take_link(self, message: Message, fds: list[int]) -> None:
+        sock = socket.socket(fileno=fds[0])
+        if self._begun:
+            self._spawn(self._link(message["slot"], sock))
+        else:
+            self._early_links.append((message["slot"], sock))
+
+    def _take_reload(self, _: Message, __: list[int]) -> None:
+        if self._begun:
+            self._spawn(self._reload_and_say(By(member=self._name, source="signal")))
+        else:
+            self._reload_waits = True
+
+    def _take_unready(self, _: Message, __: list[int]) -> None:
+        self._stopping = True
+
+    def _take_reopen(self, _: Message, __: list[int]) -> None:
+        daemonlog.reopen()
+
+    def _take_stop(self, _: Message, __: list[int]) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        """End: told to, or the supervisor is gone, and with it all that we serve."""
+        if not self._end.done():
+            self._end.set_result(None)
+
+    def _take_asked(self) -> bool:
+        asked, self._asked = self._asked, False
+        return asked
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the rest; its mistakes are the loop's to report."""
+        assert len(self._tasks) < TASKS_MAX, "signals and links come one by one"
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": "a task failed", "exception": error})
+
+    # Workers
+
+    async def _link(self, slot: int, sock: socket.socket) -> None:
+        """Open a stream to a worker that has just started, or that outlived a controller."""
+
+        def heard(frame: Frame) -> None:
+            if frame.kind == "hello":
+                self._linked[slot] = stream
+                fields = frame.fields
+                self._publisher.attach(slot, stream, fields["parts"], fields["number"])
+            elif frame.kind == "live":
+                self._publisher.on_live(slot, frame.fields["number"])
+
+        def ended() -> None:
+            if self._linked.get(slot) is stream:
+                del self._linked[slot]
+                self._publisher.detach(slot)
+                self._loop.call_later(SILENT_SECONDS, self._replace_if_silent, slot)
+
+        stream = await link.open_stream(sock, heard, ended)
+
+    def _replace_if_silent(self, slot: int) -> None:
+        """Have a worker replaced that serves and takes no editions: it could not read one."""
+        up = {each.slot for each in self._standings() if each.up}
+        if slot in up and slot not in self._linked and not self._stopping:
+            self._supervising.replace(slot)
+
+    # Changes
+
+    def _sources(self) -> Sources:
+        return Sources(
+            config=self._in_force.loaded.config,
+            generation=self._in_force.generation,
+            registry=self._store.registry,
+            verdicts=self._prober.verdicts,
+            resolved=self._resolver.resolved,
+        )
+
+    def _control_parts(self) -> dict[str, bytes]:
+        return {
+            PART: self._in_force.to_part(),
+            CHECKS_PART: orjson.dumps(self._prober.to_plain()),
+        }
+
+    def _verdict_changed(self) -> None:
+        if self._begun:  # Before that an edition would name addresses that we may not get.
+            self._publisher.touch()
+
+    def _registry_changed(self, _: Registry) -> None:
+        self._backends_changed()
+
+    def _backends_changed(self) -> None:
+        """Probe and resolve what is there now, and tell the workers."""
+        config, registry = self._in_force.loaded.config, self._store.registry
+        self._resolver.watch(names_of(config, registry))
+        self._prober.update(subjects_of(config, registry, self._resolver.resolved))
+        if self._begun:
+            self._publisher.touch()
+
+    async def _disk_changed(self) -> None:
+        """Reload by ourselves, if that is wanted."""
+        if self.config.node.watch and self._watcher.on_disk == CHANGED:
+            await self._reload_and_say(By(member=self._name, source="watch"))
+
+    async def _reload_and_say(self, by: By) -> None:
+        """Reload for somebody who hears no answer: the log has told."""
+        with suppress(AccordError):
+            await self.reload(by, dry_run=False, force=False)
+
+    # What the admin asks
+
+    @property
+    def config(self) -> Config:
+        """The config in force."""
+        return self._in_force.loaded.config
+
+    @property
+    def store(self) -> FileStore:
+        """The registry."""
+        return self._store
+
+    @property
+    def edition(self) -> Edition:
+        """The newest edition."""
+        return self._publisher.edition
+
+    def _standings(self) -> list[WorkerStanding]:
+        return self._supervising.workers(self._publisher.live_number)
+
+    def standing(self) -> Standing:
+        """Say how this instance is."""
+        return Standing(
+            name=self._name,
+            pid=self._pid,
+            started=self._started,
+            generation=self._in_force.generation,
+            source=self._in_force.source,
+            files=self._in_force.loaded.files,
+            on_disk=self._watcher.on_disk,
+            error=self._error,
+            reloaded=self._in_force.since,
+            reloads=self._reloads,
+            workers=self._standings(),
+            stopping=self._stopping,
+        )
+
+    def checks(self, upstream: str) -> Mapping[str, Check]:
+        """Say what the prober knows of an upstream's endpoints."""
+        return self._prober.checks(upstream)
+
+    def resolved(self) -> Resolved:
+        """Return the endpoints of backends that are names."""
+        return self._resolver.resolved
+
+    def reading(self) -> Reading:
+        """Return all counters, added up now."""
+        if self._reading is None or self._reading_of != tuple(self._supervising.metrics):
+            if self._reading is not None:
+                self._reading.close()
+            self._reading_of = tuple(self._supervising.metrics)
+            self._reading = Reading(self._supervising.metrics.values())
+        return self._reading.refresh()
+
+    def unready(self) -> str:
+        """Say why no traffic should come here; nothing if it should."""
+        if self._stopping:
+            return "stopping"
+        behind = [each.slot for each in self._standings() if not each.up or each.edition == 0]
+        if behind or not self._standings():
+            return f"not serving yet: worker {', '.join(map(str, behind)) or 'none'}"
+        undecided = self._prober.undecided()
+        return f"first health checks: {undecided} still out" if undecided else ""
+
+    def note_asked(self) -> None:
+        """Pass on that somebody looks at readiness."""
+        self._asked = True
+
+    def routed_revision(self) -> int:
+        """Return the newest revision that every worker routes by."""
+        return self._publisher.routed_revision()
+
+    async def wait_routed(self, revision: int, seconds: float) -> bool:
+        """Wait until every worker routes by a revision."""
+        return await self._publisher.wait_routed(revision, seconds)
+
+    async def reload(self, by: By, *, dry_run: bool, force: bool) -> Mapping[str, Any]:
+        """Reload, or say what one would do."""
+        if dry_run:
+            return await self._reloader.reload(by, dry_run=True, force=force)
+        try:
+            reply = await self._reloader.reload(by, force=force)
+        except AccordError as error:
+            self._reloads["failed"] += 1
+            self._error = error.message
+            log.warning("a reload changed nothing:\n%s", error.message)
+            raise
+        self._reloads["ok"] += 1
+        self._error = None
+        log.info("reloaded: generation %d, edition %d", reply["generation"], reply["edition"])
+        return reply
+
+    async def sync(self, by: By, *, dry_run: bool) -> Mapping[str, Any]:
+        """Make the registry's view of the file what our file says."""
+        return await self._reloader.sync(by, dry_run=dry_run)
+
+    async def stop(self, drain: float | None) -> None:
+        """Pass a graceful stop to the supervisor."""
+        self._supervising.stop(drain)
+
+
+def _kept_edition(fds: list[int]) -> Edition | None:
+    """Read the edition that the supervisor kept, if it did."""
+    if not fds:
+        return None
+    try:
+        return unpack(link.unseal(fds[0]))
+    except FormatError as error:
+        log.warning("the edition in force cannot be read, so the file is: %s", error)
+        return None
+    finally:
+        link.close_all(fds)
+
+
+def via_of(group: str, name: str) -> str:
+    """Return our pseudonym in Via: nobody learns a host's name from it."""
+    return f"lb-{hashlib.sha256((group + name).encode()).hexdigest()[:8]}"
+
+
+def main() -> int:
+    """Run the controller."""
+    words = child.parse_words(fd=int, config=str)
+    daemonlog.start("controller")
+    return child.main(lambda: Controller(words.config).main(words.fd))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
