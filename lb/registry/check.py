@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 
 from lb.registry.commands import (
     ApplyFile,
@@ -30,9 +30,11 @@ LABELS_MAX = 32
 LABEL_LENGTH_MAX = 256
 NOTE_LENGTH_MAX = 1_000
 NAME_LENGTH_MAX = 63
-ADDRESS_LENGTH_MAX = 300  # A host name has 253 at most; a unix path 107.
+ADDRESS_LENGTH_MAX = 300
+HOST_LENGTH_MAX = 253
 UNIX_PATH_MAX = 107
-IDEMPOTENCY_KEY_LENGTH_MAX = 255
+KEY_LENGTH_MAX = 255  # Of an idempotency key.
+SHOWN_LENGTH_MAX = 80  # Of what is quoted in a refusal.
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
@@ -65,10 +67,11 @@ def check_address(address: str) -> Refusal | None:
     if address.startswith(_LATER):
         scheme = address.partition(":")[0]
         return Refusal(Code.NOT_SUPPORTED, f"{scheme}:// addresses are not yet supported")
-    if len(address) > ADDRESS_LENGTH_MAX or not (_is_unix(address) or _is_host_port(address)):
+    sound = is_text(address, ADDRESS_LENGTH_MAX)
+    if not sound or not (_is_unix(address) or _is_host_port(address)):
         return Refusal(
             Code.INVALID,
-            f'"{address[:ADDRESS_LENGTH_MAX]}" is not an address of a backend',
+            f'"{_shown(address)}" is not an address of a backend',
             'write "host:port", "[ipv6]:port" or "unix:/path"',
         )
     return None
@@ -88,23 +91,26 @@ def _is_host_port(address: str) -> bool:
     host, colon, port = address.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or int(port) > 65_535:
         return False
-    if host.startswith("[") and host.endswith("]"):
-        try:
+    try:
+        if host.startswith("[") and host.endswith("]"):
             IPv6Address(host[1:-1])
-        except ValueError:
-            return False
-        return True
-    return len(host) <= 253 and _HOST.fullmatch(host) is not None
+        elif host.rstrip(".").rpartition(".")[2].isdigit():
+            IPv4Address(host)  # No name in DNS ends in a number.
+        else:
+            return len(host) <= HOST_LENGTH_MAX and _HOST.fullmatch(host) is not None
+    except ValueError:
+        return False
+    return True
 
 
 def _check_common(command: Command) -> Refusal | None:
     key = command.idempotency_key
     if not is_name(command.upstream):
-        return _invalid(f'"{command.upstream[:NAME_LENGTH_MAX]}" is not a name of an upstream')
-    if len(command.by.note) > NOTE_LENGTH_MAX:
-        return _invalid(f"a note has at most {NOTE_LENGTH_MAX} characters")
-    if key is not None and not 0 < len(key) <= IDEMPOTENCY_KEY_LENGTH_MAX:
-        return _invalid(f"an idempotency key has 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} characters")
+        return _invalid(f'"{_shown(command.upstream)}" is not a name of an upstream')
+    if not is_text(command.by.note, NOTE_LENGTH_MAX):
+        return _invalid(f"a note is a text of at most {NOTE_LENGTH_MAX} characters")
+    if key is not None and not (key and key.isascii() and is_text(key, KEY_LENGTH_MAX)):
+        return _invalid(f"an idempotency key has 1 to {KEY_LENGTH_MAX} characters of ASCII")
     if not 0 <= command.min_active <= 1:
         return _invalid("min_active is a share, from 0 to 1")
     return None
@@ -115,12 +121,26 @@ def is_name(text: str) -> bool:
     return len(text) <= NAME_LENGTH_MAX and _NAME.fullmatch(text) is not None
 
 
+def is_text(text: str, length_max: int) -> bool:
+    """Whether this can be written down as UTF-8, and is not too long."""
+    if len(text) > length_max:
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Half a surrogate pair, from bytes that were no UTF-8.
+        return False
+    return True
+
+
+def _shown(text: str) -> str:
+    return text[:SHOWN_LENGTH_MAX].encode("utf-8", "backslashreplace").decode()
+
+
 def _check_key(key: str) -> Refusal | None:
     return None if is_name(key) else check_address(key)
 
 
 def _check_put(command: Command) -> Refusal | None:
-    """What is said when a name is put for which no address is given is up to the state."""
     if isinstance(command, PutBackend):
         for value in (command.fields.labels or {}).values():
             if value is None:
@@ -150,8 +170,8 @@ def _check_labels(labels: Mapping[str, str | None]) -> Refusal | None:
     if len(labels) > LABELS_MAX:
         return _invalid(f"a backend has at most {LABELS_MAX} labels")
     for name, value in labels.items():
-        if not is_name(name) or len(value or "") > LABEL_LENGTH_MAX:
-            return _invalid(f"a label is a name and at most {LABEL_LENGTH_MAX} characters")
+        if not is_name(name) or not is_text(value or "", LABEL_LENGTH_MAX):
+            return _invalid(f"a label is a name and a text of at most {LABEL_LENGTH_MAX}")
     return None
 
 
@@ -171,7 +191,7 @@ def _check_said(said: Iterable[Said]) -> Refusal | None:
     seen: set[str] = set()
     for backend in said:
         if backend.name is not None and not is_name(backend.name):
-            return _invalid(f'"{backend.name[:NAME_LENGTH_MAX]}" is not a name of a backend')
+            return _invalid(f'"{_shown(backend.name)}" is not a name of a backend')
         problem = _first(check_address(backend.address), _check_weight(backend.weight))
         if problem:
             return problem

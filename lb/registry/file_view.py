@@ -8,7 +8,8 @@ said:
 1. No file has spoken yet, or the instance remembers just the view: its file is the newest.
    All of its change is applied, and the view becomes what it says.
 2. Else the instance was behind. If its file says what the view is, or once was, it is only
-   catching up, and nothing is applied.
+   catching up, and nothing is applied. (Not so if what it remembers was merged by rule 3: then
+   the view holds what no other file says, and only this instance can take it out again.)
 3. Else each backend is judged. The view says so already: nothing to do. The view is what the
    instance remembers: applied. Otherwise others have moved on: skipped, and reported as stale.
 
@@ -21,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from lb.registry.values import Changed, Entry, Said, Source, View, digest_of
+from lb.registry.values import PAST_VIEWS_MAX, Changed, Entry, Said, Source, View, digest_of
 
 FIELDS = ("address", "weight", "backup")  # What a file may change of a backend it named before.
 
@@ -60,7 +61,10 @@ def judge(view: View | None, remembered: SaidByKey | None, speech: Speech) -> Ju
         remembered = view.said
     if remembered == view.said:
         return take_whole(view, speech)
-    if says == view.said or digest_of(says) in view.past:
+    if says == view.said:
+        return Judgement((), view)
+    # What was merged may have left in the view what only this file, no view, has ever said.
+    if digest_of(says) in view.past and digest_of(remembered) not in view.merged:
         return Judgement((), view)
     return _judge_each(view, remembered, speech)
 
@@ -131,8 +135,8 @@ def _judge_each(view: View, remembered: SaidByKey, speech: Speech) -> Judgement:
             del said[key]
         else:
             said[key] = now
-    if not applied:
-        return Judgement((), view, stale=tuple(stale))
-    return Judgement(
-        tuple(applied), view.moved(said, speech.stamp, speech.version), stale=tuple(stale)
-    )
+    after = view.moved(said, speech.stamp, speech.version) if applied else view
+    if said != speech.says and (applied or digest_of(remembered) in view.merged):
+        merged = (*view.merged, digest_of(speech.says))[-PAST_VIEWS_MAX:]
+        after = replace(after, merged=merged)
+    return Judgement(tuple(applied), after, stale=tuple(stale))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from lb.model import State
 from lb.registry import file_view
-from lb.registry.check import check_command
+from lb.registry.check import LABELS_MAX, check_command, is_name
 from lb.registry.commands import (
     ApplyFile,
     Change,
@@ -138,11 +138,11 @@ def _put(draft: _Draft, command: PutBackend, upstream: UpstreamEntry, stamp: Cha
         raise _RefusedError(Code.PRECONDITION_FAILED, f"{key} is already in {command.upstream}")
     _require_match(command, upstream, key)
     address = fields.address or (before.address if before else key)
-    name = before.name if before else None if address == key else key
+    _require_address(key, address)
     draft.backends[key] = Entry(
         address=address,
         changed=before.changed if before else stamp,
-        name=name,
+        name=None if address == key else key,
         weight=1 if fields.weight is None else fields.weight,
         # Unsaid, it is kept: registering again must not undo a drain.
         state=fields.state or (before.state if before else State.ACTIVE),
@@ -165,21 +165,34 @@ def _edit(draft: _Draft, command: Command, key: str, fields: Fields | None) -> N
     if fields is None:
         del draft.backends[key]
         return
-    if fields.address not in (None, before.address) and before.name is None:
-        raise _RefusedError(
-            Code.INVALID,
-            f"{key} has no name: its address is what it is known by",
-            "remove it and add the new address, or give it a name",
-        )
-    labels = {**before.labels, **(fields.labels or {})}
+    address = fields.address or before.address
+    _require_address(key, address)
+    merged = {**before.labels, **(fields.labels or {})}
+    labels = {name: value for name, value in merged.items() if value is not None}
+    if len(labels) > LABELS_MAX:
+        raise _RefusedError(Code.TOO_MANY, f"a backend has at most {LABELS_MAX} labels")
     draft.backends[key] = replace(
         before,
-        address=fields.address or before.address,
+        address=address,
         weight=before.weight if fields.weight is None else fields.weight,
         state=fields.state or before.state,
         backup=before.backup if fields.backup is None else fields.backup,
-        labels={name: value for name, value in labels.items() if value is not None},
+        labels=labels,
     )
+
+
+def _require_address(key: str, address: str) -> None:
+    """A backend is known by its name, or else by its address and no other."""
+    if not is_name(key) and address != key:
+        raise _RefusedError(
+            Code.INVALID,
+            f"{key} has no name: its address is what it is known by",
+            "remove it and add the new address, or add that under a name",
+        )
+    if is_name(key) and address == key:
+        raise _RefusedError(
+            Code.INVALID, f"{key} is a name, and no address is given for it", 'say "address" too'
+        )
 
 
 def _take_file(draft: _Draft, command: ApplyFile, stamp: Changed) -> None:

@@ -182,18 +182,20 @@ class View:
 
     `changed` is the write that last moved it, by which an instance that crashed knows its own.
     `version` is the highest top-level `version` of the files that moved it, 0 if none had one.
-    `past` holds digests of what the view has been, the newest last, at most `PAST_VIEWS_MAX`.
+    `past` holds digests of what the view has been, the newest last, at most `PAST_VIEWS_MAX`;
+    `merged` as many of lists that were not taken whole, but in part.
     """
 
     said: Mapping[str, Said]
     changed: Changed
     version: int = 0
     past: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
     def moved(self, said: Mapping[str, Said], changed: Changed, version: int) -> View:
         """The view after it has been told something new."""
         past = (*self.past, digest_of(self.said))[-PAST_VIEWS_MAX:]
-        return View(said, changed, max(self.version, version), past)
+        return View(said, changed, max(self.version, version), past, self.merged)
 
     def to_plain(self) -> Plain:
         return {
@@ -201,13 +203,14 @@ class View:
             "changed": self.changed.to_plain(),
             "version": self.version,
             "past": list(self.past),
+            "merged": list(self.merged),
         }
 
     @classmethod
     def from_plain(cls, plain: Plain) -> View:
         said = said_by_key(said_from_plain(plain["said"]))
         changed = Changed.from_plain(plain["changed"])
-        return cls(said, changed, plain["version"], tuple(plain["past"]))
+        return cls(said, changed, plain["version"], tuple(plain["past"]), tuple(plain["merged"]))
 
 
 @dataclass(frozen=True, slots=True)

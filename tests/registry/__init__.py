@@ -1,0 +1,1 @@
+"""The registry: what is written through the API, what a file changes, the same everywhere."""
