@@ -129,6 +129,10 @@ class Publisher:
         self._keep(edition.number, pack(edition))
         return edition
 
+    def rehearse(self) -> None:
+        """Compose, and send nothing: raises if things as they are now make no edition."""
+        self._composer.compose(self._sources(), self._number + 1)
+
     def attach(
         self, slot: int, way: Sender, held: Mapping[str, str] | None = None, number: int = 0
     ) -> None:

@@ -14,8 +14,8 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from lb.config.schema import Config
 from lb.edition import Resolved, backends_of, is_name
@@ -65,7 +65,8 @@ class Resolver:
         self._interval = interval
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(LOOKUPS_MAX)
-        self._addresses: frozenset[str] = frozenset()
+        self._wanted: frozenset[str] = frozenset()
+        self._held: frozenset[str] = frozenset()
         self._answers: dict[str, tuple[str, ...]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -81,15 +82,20 @@ class Resolver:
 
     def watch(self, addresses: Iterable[str]) -> None:
         """Resolve these and no others."""
-        self._addresses = frozenset(addresses)
-        hosts = {_host(address) for address in self._addresses}
-        for host in self._tasks.keys() - hosts:
-            self._forget(host)
-        for host in sorted(hosts - self._tasks.keys()):
-            self._untried.add(host)
-            self._tasks[host] = self._loop.create_task(self._ask_for_ever(host))
-        self._note_tried()
-        self._show()
+        self._wanted = frozenset(addresses)
+        self._follow()
+
+    @contextmanager
+    def holding(self, addresses: Iterable[str]) -> Iterator[None]:
+        """Resolve these as well, for as long: backends to come are to have addresses at once."""
+        assert not self._held, "one reload at a time"
+        self._held = frozenset(filter(is_name, addresses))
+        self._follow()
+        try:
+            yield
+        finally:
+            self._held = frozenset()
+            self._follow()
 
     async def first_answers(self, seconds: float) -> bool:
         """Wait until each name was looked up once, well or not; False when time ran out."""
@@ -105,6 +111,16 @@ class Resolver:
         for host in list(self._tasks):
             self._forget(host)
         await asyncio.gather(*self._leaving, return_exceptions=True)
+
+    def _follow(self) -> None:
+        hosts = {_host(address) for address in self._wanted | self._held}
+        for host in self._tasks.keys() - hosts:
+            self._forget(host)
+        for host in sorted(hosts - self._tasks.keys()):
+            self._untried.add(host)
+            self._tasks[host] = self._loop.create_task(self._ask_for_ever(host))
+        self._note_tried()
+        self._show()
 
     def _forget(self, host: str) -> None:
         task = self._tasks.pop(host)
@@ -167,7 +183,7 @@ class Resolver:
 
     def _show(self) -> None:
         resolved = {}
-        for address in sorted(self._addresses):
+        for address in sorted(self._wanted | self._held):
             host, _, port = address.rpartition(":")
             if answer := self._answers.get(host):
                 resolved[address] = tuple(f"{ip}:{port}" for ip in answer)

@@ -120,6 +120,21 @@ def test_names_that_leave_are_forgotten() -> None:
     run(play)
 
 
+def test_names_to_come_are_held_while_they_are_needed() -> None:
+    async def play() -> None:
+        resolver = Resolver(Changes(), Names(app=["10.0.0.1"], api=["10.0.0.2"]))
+        resolver.watch(["app:80"])
+        with resolver.holding(["api:80", "10.0.0.9:80"]):
+            assert await resolver.first_answers(5)
+            resolver.watch(["app:80"])
+            assert set(resolver.resolved) == {"app:80", "api:80"}
+            resolver.watch(["api:80"])
+        assert set(resolver.resolved) == {"api:80"}
+        await resolver.close()
+
+    run(play)
+
+
 def test_a_lookup_that_hangs_holds_up_nobody() -> None:
     async def play() -> None:
         let_go = threading.Event()
