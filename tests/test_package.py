@@ -161,6 +161,7 @@ def test_the_installed_demo_serves_and_stops_clean(installed: Path, tmp_path: Pa
             if demo.poll() is None:
                 os.killpg(demo.pid, signal.SIGKILL)
                 demo.wait()
+            print((tmp_path / "said").read_text())  # Shown where this fails.
     until(lambda: not group_members(demo.pid), "nothing of it is left")
     assert "Traceback" not in (tmp_path / "said").read_text()
 
