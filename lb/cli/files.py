@@ -134,19 +134,12 @@ def doc(key: str) -> None:
 @admin_options
 @output_option
 @click.option("--dry-run", is_flag=True, help="Only say what would change.")
-@click.option("--force", is_flag=True, help="Even if no active backend is left.")
 @click.pass_context
 def sync(
-    ctx: click.Context,
-    admin: str | None,
-    config: str | None,
-    output: str,
-    dry_run: bool,
-    force: bool,
+    ctx: click.Context, admin: str | None, config: str | None, output: str, dry_run: bool
 ) -> None:
     """Make the group's view of the file what this instance's file says."""
-    flags = {"dry_run": dry_run, "force": force}
-    query = {name: "true" for name, given in flags.items() if given}
+    query = {"dry_run": "true"} if dry_run else {}
     plain = find_admin(admin, config).ask("POST", "/v1/config/sync", query=query).plain
     if output == "json":
         print_json(plain)

@@ -17,6 +17,7 @@ from lb.errors import OperatorError, UsageError
 LOOK_SECONDS = 0.1  # Between two looks while waiting.
 STOP_MARGIN = 10.0  # Past grace and drain, what a stop may still take.
 READY_SECONDS = 60.0
+RELOAD_SECONDS_MAX = 60.0  # Parsing, binding, names, and workers: each has its own bound.
 BACKENDS_NAMED_MAX = 10  # Of those that are not well; the rest is counted.
 
 
@@ -73,7 +74,11 @@ def reload(
     query = {"note": note} if note else {}
     query |= {name: "true" for name, on in (("dry_run", dry_run), ("force", force)) if on}
     try:
-        plain = find_admin(admin, config).ask("POST", "/v1/config/reload", query=query).plain
+        plain = (
+            find_admin(admin, config)
+            .ask("POST", "/v1/config/reload", query=query, seconds=RELOAD_SECONDS_MAX)
+            .plain
+        )
     except RefusedError as error:
         if output == "json" and error.status == 422:
             print_json(error.problem)
@@ -145,19 +150,27 @@ def wait_for(reached: Callable[[], bool], seconds: float) -> bool:
 
 
 def print_reload(plain: dict[str, Any], dry_run: bool) -> None:
-    """Print what a reload did, or would do."""
-    for line in plain.get("changed", []):
+    """Print what a reload or sync did, or would do."""
+    changed = plain.get("changed", [])
+    for line in changed:
         click.echo(line)
     for line in plain.get("needs_restart", []):
         click.echo(f"{line} (needs a restart)")
+    for line in plain.get("warnings", []):
+        say(f"warning: {line}")
     for each in plain.get("stale", []):
-        say(f"skipped, the file is behind (stale-file): {each}")
+        say(f"{each['upstream']}: {each['backend']} was skipped, the file is behind (stale-file)")
+    for each in plain.get("differs", []):
+        say(
+            f"{each['upstream']}: {each['backend']} differs from the registry,"
+            " and this file is new here; see lb config sync"
+        )
     for each in plain.get("refused", []):
-        say(f"refused: upstream {each['upstream']}: {each['reason']}")
-    if plain.get("pending"):
-        say(f"pending: {plain['pending']}")
-    changed = "done" if plain.get("changed") else "done, nothing changed"
-    say("nothing was changed: this was a dry run" if dry_run else changed)
+        say(f"refused: {each['upstream']} keeps its backends: {each.get('detail', each['reason'])}")
+    if pending := plain.get("pending"):
+        say(f"pending: backends of {', '.join(pending['upstreams'])}: {pending['reason']}")
+    done = "done" if changed else "done, nothing changed"
+    say("nothing was changed: this was a dry run" if dry_run else done)
 
 
 def _is_gone(instance: Admin, pid: int) -> bool:

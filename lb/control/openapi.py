@@ -151,7 +151,7 @@ OPERATIONS: list[tuple[str, str, str, Json]] = [
         "post",
         "/v1/config/sync",
         "Make the registry's view of the file what this instance's file says.",
-        {"schema": "Reload", "takes": "dry_run force note"},
+        {"schema": "Reload", "takes": "dry_run note"},
     ),
     (
         "post",
