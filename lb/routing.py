@@ -132,7 +132,12 @@ def pick_share(route: Route, key: bytes) -> str:
 
 
 def conflicts(routes: Sequence[Route]) -> list[tuple[str, str]]:
-    """Return the pairs that nothing but their names could tell apart: each is an error."""
+    """
+    Return pairs that nothing but their names could tell apart: each is an error.
+
+    Of each route at most one pair, with the first like it: a thousand alike are not
+    half a million errors.
+    """
     found = []
     alike: dict[object, list[Route]] = {}
     for route in routes:
@@ -147,6 +152,7 @@ def conflicts(routes: Sequence[Route]) -> list[tuple[str, str]]:
             shared = set(route.listeners) & set(other.listeners)
             if shared or not route.listeners or not other.listeners:
                 found.append((other.name, route.name))
+                break
         others.append(route)
     return found
 
