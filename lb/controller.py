@@ -279,21 +279,20 @@ class Controller:
     async def _link(self, slot: int, sock: socket.socket) -> None:
         """Open a stream to a worker that has just started, or that outlived a controller."""
 
-        def heard(frame: Frame) -> None:
+        def heard(stream: Stream, frame: Frame) -> None:
             if frame.kind == "hello":
                 self._linked[slot] = stream
-                fields = frame.fields
-                self._publisher.attach(slot, stream, fields["parts"], fields["number"])
-            elif frame.kind == "live":
+                self._publisher.attach(slot, stream, frame.fields["parts"], frame.fields["number"])
+            elif frame.kind == "live" and self._linked.get(slot) is stream:
                 self._publisher.on_live(slot, frame.fields["number"])
 
-        def ended() -> None:
+        def ended(stream: Stream) -> None:
             if self._linked.get(slot) is stream:
                 del self._linked[slot]
                 self._publisher.detach(slot)
                 self._loop.call_later(SILENT_SECONDS, self._replace_if_silent, slot)
 
-        stream = await link.open_stream(sock, heard, ended)
+        await link.open_stream(sock, heard, ended)
 
     def _replace_if_silent(self, slot: int) -> None:
         """Have a worker replaced that serves and takes no editions: it could not read one."""

@@ -270,7 +270,9 @@ class Stream(asyncio.Protocol):
     """
 
     def __init__(
-        self, on_frame: Callable[[Frame], None], on_end: Callable[[], None] | None = None
+        self,
+        on_frame: Callable[[Stream, Frame], None],
+        on_end: Callable[[Stream], None] | None = None,
     ) -> None:
         self._on_frame = on_frame
         self._on_end = on_end
@@ -300,21 +302,25 @@ class Stream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Be told by the loop what arrived."""
         for frame in self._framer.feed(data):
-            self._on_frame(frame)
+            self._on_frame(self, frame)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Be told by the loop that the way is closed."""
         self._transport = None
         if self._on_end is not None:
-            self._on_end()
+            self._on_end(self)
 
 
 async def open_stream(
     sock: socket.socket,
-    on_frame: Callable[[Frame], None],
-    on_end: Callable[[], None] | None = None,
+    on_frame: Callable[[Stream, Frame], None],
+    on_end: Callable[[Stream], None] | None = None,
 ) -> Stream:
-    """Make a stream of one end of `make_stream`, on the running loop; it owns `sock` now."""
+    """
+    Make a stream of one end of `make_stream`, on the running loop; it owns `sock` now.
+
+    The first frames may come in before this returns, so both callbacks are given the stream.
+    """
     sock.setblocking(False)
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_unix_connection(lambda: Stream(on_frame, on_end), sock=sock)

@@ -214,7 +214,9 @@ class Worker:
         self._said_live = 0
         self._say_where_we_are()
 
-    def _take_frame(self, frame: Frame) -> None:
+    def _take_frame(self, stream: Stream, frame: Frame) -> None:
+        if stream is not self._stream:
+            return  # From a controller that another has followed.
         assert len(self._frames) < FRAMES_MAX, "a publisher waits until we are live"
         self._frames.append(frame)
         if len(self._frames) == 1:

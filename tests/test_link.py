@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lb import link
 from lb.errors import OurError
-from lb.link import Channel, Frame, Framer, Message
+from lb.link import Channel, Frame, Framer, Message, Stream
 
 PATIENCE = 5.0
 
@@ -157,13 +157,13 @@ def test_a_stream_carries_frames_and_tells_its_end() -> None:
         got: list[Frame] = []
         arrived, ended = asyncio.Event(), asyncio.Event()
 
-        def hear(frame: Frame) -> None:
+        def hear(_: Stream, frame: Frame) -> None:
             got.append(frame)
             if frame.kind == "commit":
                 arrived.set()
 
-        there = await link.open_stream(theirs, hear, ended.set)
-        here = await link.open_stream(ours, got.append)
+        there = await link.open_stream(theirs, hear, lambda _: ended.set())
+        here = await link.open_stream(ours, hear)
         here.send("part", b"x" * 1_000_000, name="upstream/api/0")
         here.send("commit", number=3)
         async with asyncio.timeout(PATIENCE):
