@@ -131,7 +131,8 @@ def wait_ready(proxy: Proxy, errors: Path) -> None:
         except (OSError, http.client.HTTPException) as error:
             reason = str(error)
             time.sleep(0.05)
-    raise BenchError(f"{proxy.name} is not ready after {START_SECONDS_MAX:g} s: {reason}")
+    late = f"{proxy.name} is not ready after {START_SECONDS_MAX:g} s: {reason}"
+    raise BenchError(f"{late}\n{tail(errors)}".rstrip())
 
 
 def fetch(port: int, path: str) -> bytes:
