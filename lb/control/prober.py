@@ -142,7 +142,7 @@ class Prober:
     # What changes
 
     def restore(self, plain: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take over what a prober before us knew; the next `update` makes use of it, once."""
+        """Take over what a prober before us knew, for endpoints that turn up soon."""
         self._restored = {
             (upstream, address): dict(each)
             for upstream, endpoints in plain.items()
@@ -160,7 +160,8 @@ class Prober:
                 self._start(key, subject)
             elif watch.subject != subject:
                 self._change(key, watch, subject)
-        self._restored = {}
+        if self._loop.time() >= self._ready_by:
+            self._restored = {}  # Whoever is not back by now begins anew.
         self._show()
 
     async def close(self) -> None:
@@ -175,7 +176,7 @@ class Prober:
 
     def _start(self, key: Key, subject: Subject) -> None:
         check = subject.check
-        before = self._restored.get(key)
+        before = self._restored.pop(key, None)
         if before is not None and before["target"] == subject.target:
             checkup = Checkup.from_plain(before["checkup"], check.rise, check.fall)
             watch = _Watch(subject, checkup, self._turn(subject), before["last"])

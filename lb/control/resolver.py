@@ -14,7 +14,7 @@ import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from lb.config.schema import Config
@@ -68,6 +68,7 @@ class Resolver:
         self._wanted: frozenset[str] = frozenset()
         self._held: frozenset[str] = frozenset()
         self._answers: dict[str, tuple[str, ...]] = {}
+        self._restored: dict[str, tuple[str, ...]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._untried: set[str] = set()
@@ -79,6 +80,14 @@ class Resolver:
     def resolved(self) -> Resolved:
         """Endpoints by address. Another object whenever one of them changed."""
         return self._resolved
+
+    def to_plain(self) -> dict[str, list[str]]:
+        """What the next controller should know, as JSON can hold it: the last good answers."""
+        return {host: list(answer) for host, answer in self._answers.items()}
+
+    def restore(self, plain: Mapping[str, Sequence[str]]) -> None:
+        """Start from what a resolver before us knew: a dead DNS server is no reason to forget."""
+        self._restored = {host: tuple(answer) for host, answer in plain.items()}
 
     def watch(self, addresses: Iterable[str]) -> None:
         """Resolve these and no others."""
@@ -118,6 +127,8 @@ class Resolver:
             self._forget(host)
         for host in sorted(hosts - self._tasks.keys()):
             self._untried.add(host)
+            if (answer := self._restored.pop(host, None)) is not None:
+                self._answers[host] = answer
             self._tasks[host] = self._loop.create_task(self._ask_for_ever(host))
         self._note_tried()
         self._show()

@@ -363,6 +363,22 @@ def test_verdicts_outlive_a_controller() -> None:
     run(play)
 
 
+def test_an_endpoint_that_turns_up_later_has_its_verdict_too() -> None:
+    async def play() -> None:
+        async with scene_of(Script(BAD)) as scene:
+            scene.prober.update([subject()])
+            await scene.until(lambda: scene.state() is Health.UNHEALTHY)
+            plain = scene.prober.to_plain()
+        async with scene_of() as after:
+            after.script.hold = asyncio.Event()
+            after.prober.restore(plain)
+            after.prober.update([])  # Its name is not resolved yet.
+            after.prober.update([subject()])
+            assert after.state() is Health.UNHEALTHY
+
+    run(play)
+
+
 # Who is probed
 
 

@@ -135,6 +135,23 @@ def test_names_to_come_are_held_while_they_are_needed() -> None:
     run(play)
 
 
+def test_answers_outlive_a_controller() -> None:
+    async def play() -> None:
+        before = Resolver(Changes(), Names(app=["10.0.0.1"]))
+        before.watch(["app:80"])
+        assert await before.first_answers(5)
+        after = Resolver(Changes(), Names())
+        after.restore(before.to_plain())
+        after.watch(["app:80"])
+        assert await after.first_answers(5)
+        assert after.resolved == {"app:80": ("10.0.0.1:80",)}
+        assert after.errors == {"app": "Name or service not known"}
+        await before.close()
+        await after.close()
+
+    run(play)
+
+
 def test_a_lookup_that_hangs_holds_up_nobody() -> None:
     async def play() -> None:
         let_go = threading.Event()
