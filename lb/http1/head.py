@@ -5,9 +5,9 @@ Nothing here trusts one parser alone, since parsers differ and each difference i
 smuggle. httptools judges a whole head (and nothing but the head: `framing` says why); the
 start line and the fields are then read by our own rules, which are the stricter ones.
 
-A client that keeps its connection mostly repeats its fields to the byte, and so does a
-backend within one second. `RequestFields` and `ResponseFields` depend on the field block
-alone, so a connection may keep the last ones and use them again for an equal block.
+A client that keeps its connection mostly repeats its fields to the byte, and often its whole
+head; so does a backend within one second. What is read here depends on the octets alone, so
+a connection may keep its last head and use that, or its fields, again for equal octets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ REPLY_HEAD_BYTES_MAX: Final = 64 * 1024
 REPLY_FIELDS_MAX: Final = 256
 LENGTH_DIGITS_MAX: Final = 18  # 10**18 octets: more than anyone has, less than 2**63.
 
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9])\.([0-9])\r\n")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?\r\n")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST = re.compile(
@@ -117,6 +117,45 @@ class RequestFields:
         self.memo_key: object = None
 
 
+class RequestHead:
+    """A whole request head, read and judged. `minor` is 0 or 1."""
+
+    __slots__ = ("fields", "method", "minor", "octets", "target")
+
+    def __init__(
+        self, octets: bytes, method: bytes, target: bytes, minor: int, fields: RequestFields
+    ) -> None:
+        self.octets = octets
+        self.method = method
+        self.target = target
+        self.minor = minor
+        self.fields = fields
+
+    def with_authority(self, authority: bytes, target: bytes) -> RequestHead:
+        """Return it in origin-form, its Host the target's authority (RFC 9112 3.2.2)."""
+        fields = RequestFields(self.fields.block)
+        for name in RequestFields.__slots__:
+            setattr(fields, name, getattr(self.fields, name))
+        fields.host = authority
+        fields.memo_key = None
+        return RequestHead(self.octets, self.method, target, self.minor, fields)
+
+
+class ResponseHead:
+    """A whole response head, read and judged. `text` is code and reason as they came."""
+
+    __slots__ = ("fields", "minor", "octets", "status", "text")
+
+    def __init__(
+        self, octets: bytes, minor: int, status: int, text: bytes, fields: ResponseFields
+    ) -> None:
+        self.octets = octets
+        self.minor = minor
+        self.status = status
+        self.text = text
+        self.fields = fields
+
+
 class ResponseFields:
     """
     What the field block of a response says, and what of it goes on.
@@ -136,6 +175,42 @@ class ResponseFields:
         self.dated = False
         self.keep_alive = -1
         self.kept = b""
+
+
+def read_request_head(
+    octets: bytes, before: RequestHead | None, line_max: int, fields_max: int
+) -> RequestHead:
+    """
+    Read a head that ends with an empty line; `before` is the connection's last one, if any.
+
+    ClientError with the status to answer by, and the limit met in its hint.
+    """
+    method, target, minor, line_end = read_request_line(octets)
+    if line_end > line_max:
+        raise ClientError(414, "the request line is too long", "limits.request_line")
+    judge_request(octets)
+    block = octets[line_end:-2]
+    if before is not None and before.fields.block == block:
+        fields = before.fields
+    else:
+        fields = read_request_fields(block, fields_max)
+    if not minor and fields.chunked:
+        raise ClientError(400, "Transfer-Encoding in HTTP/1.0")  # RFC 9112 6.1
+    if fields.host is None and minor:
+        raise ClientError(400, "no Host")  # RFC 9112 3.2
+    return RequestHead(octets, method, target, minor, fields)
+
+
+def read_response_head(octets: bytes, before: ResponseHead | None) -> ResponseHead:
+    """Read a head that ends with an empty line; `before` as for requests. BackendError."""
+    judge_response(octets)
+    minor, status, line_end = read_status_line(octets)
+    block = octets[line_end:-2]
+    if before is not None and before.fields.block == block:
+        fields = before.fields
+    else:
+        fields = read_response_fields(block)
+    return ResponseHead(octets, minor, status, octets[9:line_end], fields)
 
 
 def judge_request(head: bytes) -> None:
@@ -165,11 +240,13 @@ def read_request_line(head: bytes) -> tuple[bytes, bytes, int, int]:
     match = _REQUEST_LINE.match(head)
     if match is None:
         raise ClientError(400, "malformed request line")
-    method, target, major, minor = match.groups()
-    if major != b"1":
+    method, target, version = match.groups()
+    if version == b"1.1":
+        return method, target, 1, match.end() - 2
+    if version[:1] != b"1":
         # HTTP/0.9 never had a version to write, so a written 0 is as odd as a 7.
-        raise ClientError(505 if major >= b"2" else 400, "only HTTP/1.x is spoken here")
-    return method, target, min(int(minor), 1), match.end() - 2
+        raise ClientError(505 if version >= b"2" else 400, "only HTTP/1.x is spoken here")
+    return method, target, int(version != b"1.0"), match.end() - 2
 
 
 def read_request_fields(block: bytes, fields_max: int) -> RequestFields:

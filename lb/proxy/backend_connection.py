@@ -17,10 +17,8 @@ from lb.http1.framing import BodyReader, FramingError, response_body
 from lb.http1.head import (
     END_OF_HEAD,
     REPLY_HEAD_BYTES_MAX,
-    ResponseFields,
-    judge_response,
-    read_response_fields,
-    read_status_line,
+    ResponseHead,
+    read_response_head,
 )
 from lb.proxy.deadlines import NEVER
 from lb.retry import Failure
@@ -39,22 +37,21 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+# An Enum's member costs a lookup in its class's class; these are looked up for each octet read.
+_IDLE, _HEAD, _BODY, _CLOSED = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.CLOSED
+
+
 class Asker(Protocol):
     """The exchange, as its backend connection sees it."""
 
     method: bytes
 
-    def interim(self, status: int, status_text: bytes, fields: ResponseFields) -> None:
+    def interim(self, head: ResponseHead) -> None:
         """Pass on a 1xx response."""
         ...
 
     def response_started(
-        self,
-        status: int,
-        status_text: bytes,
-        fields: ResponseFields,
-        body: BodyReader | None,
-        payload: bytes,
+        self, head: ResponseHead, body: BodyReader | None, payload: bytes, now: float
     ) -> None:
         """Take a final response's head and what came of its body with it; not its end."""
         ...
@@ -63,7 +60,7 @@ class Asker(Protocol):
         """Take more of the body; not its end."""
         ...
 
-    def response_ended(self, reusable: bool) -> None:
+    def response_ended(self, now: float, *, reusable: bool) -> None:
         """Take the end of the response; the connection is the caller's to keep or close."""
         ...
 
@@ -102,7 +99,7 @@ class BackendConnection:
         "_asker",
         "_body",
         "_buffer",
-        "_fields",
+        "_head",
         "_interim_count",
         "_phase",
         "_pool",
@@ -118,10 +115,10 @@ class BackendConnection:
         self._pool = pool
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
         self._asker: Asker | None = None
-        self._phase = Phase.IDLE
+        self._phase = _IDLE
         self._buffer = b""
         self._body: BodyReader | None = None
-        self._fields: ResponseFields | None = None  # of the response before, to compare with
+        self._head: ResponseHead | None = None  # of the response before, to compare with
         self._interim_count = 0
         self.carried = 0  # exchanges so far
         self.clogged = False
@@ -138,9 +135,9 @@ class BackendConnection:
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
-        if phase is Phase.BODY:
+        if phase is _BODY:
             self._take_body(data)
-        elif phase is Phase.HEAD:
+        elif phase is _HEAD:
             self._take_head(self._buffer + data if self._buffer else data)
         else:
             self.close()  # An answer that nobody asked for (RFC 9112 9.2).
@@ -150,15 +147,15 @@ class BackendConnection:
 
     def connection_lost(self, error: Exception | None) -> None:
         phase, asker = self._phase, self._asker
-        self._phase = Phase.CLOSED
+        self._phase = _CLOSED
         self._asker = None
         self.deadline = NEVER
         self._pool.lost(self)
         if asker is None:
             return
-        if phase is Phase.BODY and self._body is not None and self._body.open_ended and not error:
-            asker.response_ended(False)
-        elif phase is Phase.HEAD and self.carried > 1 and not self._buffer:
+        if phase is _BODY and self._body is not None and self._body.open_ended and not error:
+            asker.response_ended(monotonic(), reusable=False)
+        elif phase is _HEAD and self.carried > 1 and not self._buffer:
             asker.backend_failed(Failure.STALE, "a kept connection was closed by the backend")
         elif error is not None:
             asker.backend_failed(Failure.RESET, "the backend reset the connection")
@@ -179,7 +176,7 @@ class BackendConnection:
 
     def is_fresh(self, now: float) -> bool:
         """Whether it may still carry an exchange, as far as we have heard."""
-        return self._phase is Phase.IDLE and now < self.deadline
+        return self._phase is _IDLE and now < self.deadline
 
     def is_silent(self) -> bool:
         """Whether the kernel holds nothing of it: no octet, no end. Costs a system call."""
@@ -194,7 +191,7 @@ class BackendConnection:
     def close(self) -> None:
         """Close at once, whatever is under way; an asker is not told."""
         self._asker = None
-        self._phase = Phase.CLOSED
+        self._phase = _CLOSED
         if self._transport is not None:
             self._transport.abort()
 
@@ -204,24 +201,24 @@ class BackendConnection:
         self.deadline = NEVER
         self.close()
         if asker is not None:
-            what = "response" if phase is Phase.HEAD else "stall"
+            what = "response" if phase is _HEAD else "stall"
             asker.backend_failed(Failure.TIMEOUT, f"timeouts.{what} of the upstream passed")
 
     # Called by the exchange.
 
-    def begin(self, asker: Asker, data: bytes) -> None:
+    def begin(self, asker: Asker, data: bytes, now: float) -> None:
         """Send a request's head, and what is there of its body; answers go to `asker`."""
         self._asker = asker
-        self._phase = Phase.HEAD
+        self._phase = _HEAD
         self._interim_count = 0
         self.carried += 1
-        self.deadline = monotonic() + self._pool.response_timeout
+        self.deadline = now + self._pool.response_timeout
         self._transport.write(data)
 
     def send(self, data: bytes) -> None:
         """Send more of the request's body."""
         self._transport.write(data)
-        if self._phase is Phase.HEAD:
+        if self._phase is _HEAD:
             self.deadline = monotonic() + self._pool.response_timeout
 
     def pause_reading(self) -> None:
@@ -247,60 +244,48 @@ class BackendConnection:
         self._buffer = b""
         asker = self._asker
         assert asker is not None, "a head is due only while somebody asked"
-        head = data[: end + 4]
-        try:
-            judge_response(head)
-            minor, status, line_end = read_status_line(head)
-            block = head[line_end:-2]
-            fields = self._fields
-            if fields is None or fields.block != block:
-                fields = self._fields = read_response_fields(block)
-        except BackendError as error:
-            self._fail(error.message)
-            return
+        size = end + 4
+        head = self._head
+        if head is None or not data.startswith(head.octets):
+            try:
+                head = self._head = read_response_head(data[:size], head)
+            except BackendError as error:
+                self._fail(error.message)
+                return
+        rest = data[size:]
+        status, fields = head.status, head.fields
         if status < 200:
-            self._take_interim(asker, status, head[9:line_end], fields, data[end + 4 :])
+            self._take_interim(asker, head, rest)
             return
         self.idle_hint = fields.keep_alive
-        self._body = body = response_body(asker.method, status, fields)
-        if fields.close or (not minor and not fields.persists):
+        if fields.close or (not head.minor and not fields.persists):
             self.expires = 0.0
-        self._finish_head(asker, status, head[9:line_end], fields, body, data[end + 4 :])
-
-    def _finish_head(
-        self,
-        asker: Asker,
-        status: int,
-        status_text: bytes,
-        fields: ResponseFields,
-        body: BodyReader | None,
-        data: bytes,
-    ) -> None:
+        now = monotonic()
+        self._body = body = response_body(asker.method, status, fields)
         if body is None:
-            asker.response_started(status, status_text, fields, None, b"")
-            self._end(data)
+            asker.response_started(head, None, b"", now)
+            self._end(rest, now)
             return
         try:
-            payload, rest = body.take(data) if data else (data, None)
+            payload, rest_after = body.take(rest) if rest else (rest, None)
         except FramingError as error:
             self._fail(str(error))
             return
-        self._phase = Phase.BODY
-        self.deadline = monotonic() + self._pool.stall_timeout
-        asker.response_started(status, status_text, fields, body, payload)
-        if rest is not None:
-            self._end(rest)
+        self._phase = _BODY
+        self.deadline = now + self._pool.stall_timeout
+        asker.response_started(head, body, payload, now)
+        if rest_after is not None:
+            self._end(rest_after, now)
 
-    def _take_interim(
-        self, asker: Asker, status: int, status_text: bytes, fields: ResponseFields, rest: bytes
-    ) -> None:
+    def _take_interim(self, asker: Asker, head: ResponseHead, rest: bytes) -> None:
         self._interim_count += 1
-        if status == 101 or self._interim_count > INTERIM_RESPONSES_MAX:
+        if head.status == 101 or self._interim_count > INTERIM_RESPONSES_MAX:
             # Upgrade never goes on, so a 101 answers nothing that we asked.
-            self._fail("an upgrade that nobody asked for" if status == 101 else "endless 1xx")
+            unasked = "an upgrade that nobody asked for"
+            self._fail(unasked if head.status == 101 else "endless 1xx")
             return
-        asker.interim(status, status_text, fields)
-        if rest and self._phase is Phase.HEAD:
+        asker.interim(head)
+        if rest and self._phase is _HEAD:
             self._take_head(rest)
 
     def _take_body(self, data: bytes) -> None:
@@ -312,23 +297,24 @@ class BackendConnection:
         except FramingError as error:
             self._fail(str(error))
             return
+        now = monotonic()
         if self.deadline is not NEVER:
-            self.deadline = monotonic() + self._pool.stall_timeout
+            self.deadline = now + self._pool.stall_timeout
         if payload:
             asker.response_continued(payload)
         if rest is not None:
-            self._end(rest)
+            self._end(rest, now)
 
-    def _end(self, rest: bytes) -> None:
+    def _end(self, rest: bytes, now: float) -> None:
         """The response is whole: hand the connection back."""
         asker = self._asker
         if asker is None:
             return  # The exchange gave up while it took the last octets.
         self._asker = None
-        self._phase = Phase.IDLE
+        self._phase = _IDLE
         self.deadline = NEVER
         # Octets after the end, or a request still being written, leave it in doubt.
-        asker.response_ended(not rest and not self.clogged)
+        asker.response_ended(now, reusable=not rest and not self.clogged)
 
     def _fail(self, detail: str) -> None:
         asker = self._asker

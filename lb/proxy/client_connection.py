@@ -9,6 +9,7 @@ Methods are grouped by who calls them: the loop, the exchange, the listener.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum
 from time import monotonic
 from typing import Final, Protocol
@@ -17,10 +18,8 @@ from lb.errors import ClientError
 from lb.http1.framing import BodyReader, FramingError, request_body
 from lb.http1.head import (
     END_OF_HEAD,
-    RequestFields,
-    judge_request,
-    read_request_fields,
-    read_request_line,
+    RequestHead,
+    read_request_head,
 )
 from lb.http1.replies import Reply
 from lb.model import Listener
@@ -49,17 +48,17 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+# Looked up once: see `backend_connection`.
+_IDLE, _HEAD, _BODY, _AHEAD = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.AHEAD
+_LINGER, _CLOSED = Phase.LINGER, Phase.CLOSED
+
+
 class Desk(Protocol):
     """The switchboard, as a client connection sees it."""
 
     worker: WorkerState
 
-    def open_exchange(
-        self,
-        client: ClientConnection,
-        head: tuple[bytes, bytes, int, RequestFields, bool],
-        started: float,
-    ) -> Exchange:
+    def open_exchange(self, client: ClientConnection, head: RequestHead, started: float) -> None:
         """Begin the exchange of a request; the client has been told of it already."""
         ...
 
@@ -79,8 +78,8 @@ class ClientConnection:
         "_body",
         "_buffer",
         "_desk",
-        "_fields",
         "_half_closed",
+        "_head",
         "_head_started",
         "_held",
         "_lingered",
@@ -97,18 +96,19 @@ class ClientConnection:
         "exchange",
         "plan",
         "refused",
+        "write",
     )
 
     def __init__(self, desk: Desk, plan: Listener) -> None:
         self._desk = desk
         self.plan = plan  # replaced between exchanges when an edition changes it
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
-        self._phase = Phase.IDLE
+        self._phase = _IDLE
         self._buffer = b""
         self._scanned = 0  # octets of the buffer that hold no end of a head
         self._head_started = 0.0
         self._body: BodyReader | None = None
-        self._fields: RequestFields | None = None  # of the request before, to compare with
+        self._head: RequestHead | None = None  # of the request before, to compare with
         self._half_closed = False
         self._held = False  # by the exchange: the backend is slow
         self._lingered = 0
@@ -136,6 +136,7 @@ class ClientConnection:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        self.write: Callable[[bytes], None] = transport.write
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         peer = transport.get_extra_info("peername")
         self.address = peer[0] if isinstance(peer, tuple) else "unix:"
@@ -148,31 +149,31 @@ class ClientConnection:
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
-        if phase is Phase.BODY:
+        if phase is _BODY:
             self._take_body(data)
-        elif phase is Phase.LINGER:
+        elif phase is _LINGER:
             self._lingered += len(data)
             if self._lingered > LINGER_BYTES_MAX:
                 self._transport.abort()
-        elif phase is not Phase.CLOSED:
+        elif phase is not _CLOSED:
             self._buffer = self._buffer + data if self._buffer else data
-            if phase is Phase.AHEAD:
+            if phase is _AHEAD:
                 self._transport.pause_reading()
             else:
                 self._take_head()
 
     def eof_received(self) -> bool:
         phase = self._phase
-        if phase is Phase.AHEAD:
+        if phase is _AHEAD:
             # Half-closed, as `nc -N` does: the answer is still wanted, or the next write fails.
             self._half_closed = True
             return True
-        if phase is Phase.BODY:
+        if phase is _BODY:
             self._lose_exchange()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._phase = Phase.CLOSED
+        self._phase = _CLOSED
         self.deadline = NEVER
         self._desk.worker.deadlines.forget(self)
         self._desk.closed(self)
@@ -188,18 +189,18 @@ class ClientConnection:
     def resume_writing(self) -> None:
         self.clogged = False
         if self.exchange is not None:
-            self.deadline = NEVER if self._phase is Phase.AHEAD else self._stall_deadline()
+            self.deadline = NEVER if self._phase is _AHEAD else self._stall_deadline()
             self.exchange.resume_response()
 
     def on_deadline(self, now: float) -> None:
         """Give up waiting for the client: what for depends on the phase."""
         phase = self._phase
         self.deadline = NEVER
-        if phase in (Phase.LINGER, Phase.CLOSED):
+        if phase in (_LINGER, _CLOSED):
             self._transport.abort()
-        elif phase is Phase.HEAD:
+        elif phase is _HEAD:
             self._refuse(Reply(408, "client_timeout", self._setting("timeouts.header") + "passed"))
-        elif phase is Phase.IDLE:
+        elif phase is _IDLE:
             self._close()
         elif self.clogged:
             unsent = self._transport.get_write_buffer_size()
@@ -214,13 +215,9 @@ class ClientConnection:
 
     # Called by the exchange.
 
-    def write(self, data: bytes) -> None:
-        """Send octets of the response."""
-        self._transport.write(data)
-
     def hold(self) -> None:
         """Stop reading the request's body."""
-        if not self._held and self._phase is Phase.BODY:
+        if not self._held and self._phase is _BODY:
             self._held = True
             self._transport.pause_reading()
             self.deadline = NEVER  # now the backend's clock runs
@@ -232,20 +229,20 @@ class ClientConnection:
             self._transport.resume_reading()
             self.deadline = self._stall_deadline()
 
-    def finished(self, *, keep: bool) -> None:
+    def finished(self, now: float, *, keep: bool) -> None:
         """The response is whole: next request, or close."""
         self.exchange = None
         phase = self._phase
-        if phase is Phase.CLOSED:
+        if phase is _CLOSED:
             return
         if self._held:
             self._held = False
             self._transport.resume_reading()
-        if not keep or phase is Phase.BODY or not self.keeps:
-            self._part(gently=phase is Phase.BODY or bool(self._buffer))
+        if not keep or phase is _BODY or not self.keeps:
+            self._part(gently=phase is _BODY or bool(self._buffer))
             return
-        self._phase = Phase.IDLE
-        self.deadline = monotonic() + self.plan.timeouts.idle
+        self._phase = _IDLE
+        self.deadline = now + self.plan.timeouts.idle
         if self._buffer:
             # Not a plain call: a thousand queued requests would be a thousand frames.
             self._desk.worker.loop.call_soon(self._go_on)
@@ -253,8 +250,8 @@ class ClientConnection:
     def cut(self) -> None:
         """Close so that the client cannot take what it got for a whole response."""
         self.exchange = None
-        if self._phase is not Phase.CLOSED:
-            self._phase = Phase.CLOSED
+        if self._phase is not _CLOSED:
+            self._phase = _CLOSED
             self._transport.abort()
 
     # Called by the listener.
@@ -262,7 +259,7 @@ class ClientConnection:
     def drain(self) -> None:
         """Carry no further request; close once idle."""
         self.draining = True
-        if self._phase is Phase.IDLE and not self._buffer:
+        if self._phase is _IDLE and not self._buffer:
             # A moment's patience: the next request may be on its way to us.
             idle_since = self.deadline - self.plan.timeouts.idle
             self.deadline = min(self.deadline, idle_since + CLOSES_NOW_AFTER_S)
@@ -272,14 +269,14 @@ class ClientConnection:
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_lost(end)
-        self._phase = Phase.CLOSED
+        self._phase = _CLOSED
         self._transport.abort()
 
     # Reading.
 
     def _go_on(self) -> None:
         """Turn to what the client sent ahead."""
-        if self._phase is Phase.IDLE:
+        if self._phase is _IDLE:
             self._transport.resume_reading()
             self._take_head()
 
@@ -299,7 +296,7 @@ class ClientConnection:
         else:
             head, self._buffer = buffer[:size], buffer[size:]
         self._scanned = 0
-        started = self._head_started if self._phase is Phase.HEAD else monotonic()
+        started = self._head_started if self._phase is _HEAD else monotonic()
         try:
             self._begin(head, started)
         except ClientError as error:
@@ -307,31 +304,24 @@ class ClientConnection:
             hint = f" ({self._setting(error.hint).rstrip()})" if error.hint else ""
             self._refuse(Reply(error.status, end_word, error.message + hint), head)
 
-    def _begin(self, head: bytes, started: float) -> None:
-        limits = self.plan.limits
-        method, target, minor, line_end = read_request_line(head)
-        if line_end > limits.request_line:
-            raise ClientError(414, "the request line is too long", "limits.request_line")
-        judge_request(head)
-        block = head[line_end:-2]
-        fields = self._fields
-        if fields is None or fields.block != block:
-            fields = self._fields = read_request_fields(block, limits.headers)
-        if not minor and fields.chunked:
-            raise ClientError(400, "Transfer-Encoding in HTTP/1.0")  # RFC 9112 6.1
-        if fields.host is None and minor:
-            raise ClientError(400, "no Host")  # RFC 9112 3.2
+    def _begin(self, octets: bytes, started: float) -> None:
+        head = self._head
+        if head is None or head.octets != octets:
+            limits = self.plan.limits
+            head = read_request_head(octets, head, limits.request_line, limits.headers)
+            self._head = head
+        fields = head.fields
         self.carried += 1
-        if fields.close or not minor:
+        if fields.close or not head.minor:
             self.carried = max(self.carried, REQUESTS_MAX)
         self._body = body = request_body(fields)
         if body is None:
-            self._phase = Phase.AHEAD
+            self._phase = _AHEAD
             self.deadline = NEVER
         else:
-            self._phase = Phase.BODY
-            self.deadline = self._stall_deadline()
-        self._desk.open_exchange(self, (method, target, minor, fields, body is not None), started)
+            self._phase = _BODY
+            self.deadline = started + self.plan.timeouts.stall
+        self._desk.open_exchange(self, head, started)
         if self._buffer:
             data, self._buffer = self._buffer, b""
             self.data_received(data)
@@ -345,8 +335,8 @@ class ClientConnection:
         elif len(buffer) > limits.header_bytes:
             setting = self._setting("limits.header_bytes")
             self._refuse(Reply(431, "too_large", f"the head is over {setting}"), buffer)
-        elif buffer and self._phase is Phase.IDLE:
-            self._phase = Phase.HEAD
+        elif buffer and self._phase is _IDLE:
+            self._phase = _HEAD
             self._head_started = monotonic()
             self.deadline = self._head_started + self.plan.timeouts.header
         self._scanned = max(0, len(buffer) - 3)
@@ -363,7 +353,7 @@ class ClientConnection:
         if not self._held and not self.clogged:
             self.deadline = self._stall_deadline()
         if rest is not None:
-            self._phase = Phase.AHEAD
+            self._phase = _AHEAD
             self.deadline = NEVER
             self._buffer = rest
             if rest:
@@ -389,14 +379,14 @@ class ClientConnection:
         if not gently:
             self._close()
             return
-        self._phase = Phase.LINGER
+        self._phase = _LINGER
         self.deadline = monotonic() + LINGER_S
         if not self._transport.is_closing():
             self._transport.write_eof()
             self._transport.resume_reading()
 
     def _close(self) -> None:
-        self._phase = Phase.CLOSED
+        self._phase = _CLOSED
         self.deadline = monotonic() + CLOSE_S
         self._transport.close()
 

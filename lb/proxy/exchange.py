@@ -25,9 +25,10 @@ from lb.errors import OurError
 from lb.http1 import forwarding
 from lb.http1.forwarding import CHUNKED, IDEMPOTENT
 from lb.http1.framing import LAST_CHUNK, BodyReader, chunk
-from lb.http1.head import RequestFields, ResponseFields
+from lb.http1.head import RequestHead, ResponseHead
 from lb.http1.replies import Reply
 from lb.metrics import BOUNDS, SUM
+from lb.proxy.accesslog import FLUSH_LINES
 from lb.proxy.backend_connection import BackendConnection
 from lb.proxy.deadlines import NEVER
 from lb.proxy.plan import Plan, WorkerState
@@ -56,6 +57,10 @@ class Step(Enum):
     SENT = 2
     RESPONDING = 3
     DONE = 4
+
+
+# Looked up once: see `backend_connection`.
+_CONNECTING, _SENT, _RESPONDING, _DONE = Step.CONNECTING, Step.SENT, Step.RESPONDING, Step.DONE
 
 
 class Client(Protocol):
@@ -87,7 +92,7 @@ class Client(Protocol):
         """Read the request's body on."""
         ...
 
-    def finished(self, *, keep: bool) -> None:
+    def finished(self, now: float, *, keep: bool) -> None:
         """Learn that the response is whole, and whether the connection may go on."""
         ...
 
@@ -109,15 +114,13 @@ class Exchange:
         "_client",
         "_connect_s",
         "_connecting",
+        "_counted",
         "_endpoint",
-        "_fields",
         "_first_byte_s",
+        "_head",
         "_held",
         "_keep",
         "_key",
-        "_line",
-        "_minor",
-        "_open_ended",
         "_plan",
         "_replayable",
         "_request_id",
@@ -135,7 +138,6 @@ class Exchange:
         "_written",
         "deadline",
         "method",
-        "target",
     )
 
     def __init__(
@@ -144,19 +146,21 @@ class Exchange:
         plan: Plan,
         upstream: LiveUpstream | None,
         client: Client,
-        head: tuple[bytes, bytes, int, RequestFields, bool],
+        head: RequestHead,
         started: float,
     ) -> None:
-        """`head` is method, target, minor version, fields, and whether a body follows."""
-        self.method, self.target, self._minor, self._fields, has_body = head
+        fields = head.fields
+        self.method = head.method
+        self._head = head
         self._worker = worker
         self._plan = plan
         self._upstream = upstream
         self._client = client
         self._started = started
         self._request_id = worker.next_request_id()
-        self._step = Step.CONNECTING
-        self._whole = not has_body  # the request's end has come from the client
+        self._step = _CONNECTING
+        # Whether the request's end has come from the client.
+        self._whole = fields.length <= 0 and not fields.chunked
         self._keep = client.keeps
         self._held: list[bytes] = []  # of the body, as it goes to a backend: sent or to be sent
         self._body_sent = 0  # octets of the body given to the present backend
@@ -171,7 +175,6 @@ class Exchange:
         self._retrying = False
         self._reused = False
         self._chunking = False
-        self._open_ended = False
         self._status = 0
         self._bytes_in = 0
         self._bytes_out = 0
@@ -179,25 +182,27 @@ class Exchange:
         self._first_byte_s: float | None = None
         self._try_started = started
         self._key = b""
-        self._line = b""
+        self._counted = False  # among its upstream's active ones
         self.deadline = NEVER
 
     # Called by the client connection.
 
-    def start(self, line: bytes, key: bytes) -> None:
-        """
-        Go to a backend. `line` is the request line as sent on, up to the version; `key` is
-        what the hash policy balances by.
-        """
+    def start(self, key: bytes) -> None:
+        """Go to a backend; `key` is what the hash policy balances by."""
         upstream = self._upstream
         assert upstream is not None, "without an upstream there is only `answer`"
         upstream.active += 1
-        self._line = line
         self._key = key
+        self._counted = True
         if self._plan.timeout:
             self.deadline = self._started + self._plan.timeout
             self._worker.deadlines.watch(self)
-        self._try()
+        endpoint = upstream.pick((), key, self._started)
+        if endpoint is None:
+            detail = f"upstream {upstream.name} has no backend that may be used"
+            self.answer(Reply(503, "no_backend", detail))
+            return
+        self._use(endpoint, self._started)
 
     def answer(self, reply: Reply) -> None:
         """Answer by ourselves; ends the exchange."""
@@ -206,7 +211,7 @@ class Exchange:
         self._status = reply.status
         self._bytes_out += len(data)
         self._client.write(data)
-        self._finish(reply.end, keep=keep)
+        self._finish(reply.end, monotonic(), keep=keep)
 
     def request_data(self, payload: bytes, *, whole: bool) -> None:
         """Take octets of the request's body, decoded; `whole`: they are the last."""
@@ -217,7 +222,7 @@ class Exchange:
             return
         self._whole = whole
         data = payload
-        if self._fields.chunked:
+        if self._head.fields.chunked:
             data = (chunk(payload) if payload else b"") + (LAST_CHUNK if whole else b"")
         if self._replayable:
             self._held.append(data)
@@ -232,12 +237,13 @@ class Exchange:
 
     def client_lost(self, end: str = "client_closed") -> None:
         """Learn that nobody wants the response any more."""
-        if self._step is Step.DONE:
+        if self._step is _DONE:
             return
         if not self._status:
             self._status = 499
-        self._drop_backend(end, reusable=False)
-        self._finish(end, keep=False)
+        now = monotonic()
+        self._drop_backend(end, now, reusable=False)
+        self._finish(end, now, keep=False)
 
     def stalled(self, detail: str) -> None:
         """The client has not sent more of its body in time."""
@@ -253,12 +259,12 @@ class Exchange:
 
     def pause_response(self) -> None:
         """The client reads slower than the backend sends."""
-        if self._backend is not None and self._step is Step.RESPONDING:
+        if self._backend is not None and self._step is _RESPONDING:
             self._backend.pause_reading()
 
     def resume_response(self) -> None:
         """The client has caught up."""
-        if self._backend is not None and self._step is Step.RESPONDING:
+        if self._backend is not None and self._step is _RESPONDING:
             self._backend.resume_reading()
 
     def on_deadline(self, now: float) -> None:
@@ -278,7 +284,7 @@ class Exchange:
         self._connecting = None
         self._connect_s = seconds
         self._worker.observe(self._plan.connect_seconds, seconds)
-        self._send(connection)
+        self._send(connection, monotonic())
 
     def connect_failed(self, failure: Failure, detail: str) -> None:
         """Learn that the endpoint cannot be connected to."""
@@ -287,36 +293,34 @@ class Exchange:
 
     # Called by the backend connection.
 
-    def interim(self, status: int, status_text: bytes, fields: ResponseFields) -> None:
+    def interim(self, head: ResponseHead) -> None:
         """Pass on a 1xx response (RFC 9110 15.2), not to an HTTP/1.0 client."""
-        if self._minor:
-            data = forwarding.interim_head(status_text, fields)
+        if self._head.minor:
+            data = forwarding.interim_head(head.text, head.fields)
             self._bytes_out += len(data)
             self._client.write(data)
 
     def response_started(
-        self,
-        status: int,
-        status_text: bytes,
-        fields: ResponseFields,
-        body: BodyReader | None,
-        payload: bytes,
+        self, head: ResponseHead, body: BodyReader | None, payload: bytes, now: float
     ) -> None:
         """Take a response's head, and what came of its body with it."""
-        self._step = Step.RESPONDING
-        self._status = status
-        self._first_byte_s = monotonic() - self._try_started
-        open_ended = body is not None and body.open_ended
+        self._step = _RESPONDING
+        self._status = status = head.status
+        self._first_byte_s = now - self._try_started
         framing = forwarding.response_framing(
-            status, fields, minor=self._minor, open_ended=open_ended
+            status,
+            head.fields,
+            minor=self._head.minor,
+            open_ended=body is not None and body.open_ended,
         )
-        self._chunking = framing is CHUNKED and body is not None
-        # What has neither length nor chunks ends with the connection.
-        self._open_ended = body is not None and not framing
-        if self._open_ended or not self._whole:
+        if body is not None:
+            self._chunking = framing is CHUNKED
+            if not framing:
+                self._keep = False  # What has neither length nor chunks ends with us.
+        if not self._whole:
             self._keep = False
         data = forwarding.response_head(
-            status_text, fields, framing, self._worker.date, close=not self._keep
+            head.text, head.fields, framing, self._worker.date, close=not self._keep
         )
         if payload:
             if self._chunking:
@@ -339,24 +343,25 @@ class Exchange:
         self._bytes_out += len(payload)
         self._client.write(payload)
 
-    def response_ended(self, reusable: bool) -> None:
+    def response_ended(self, now: float, *, reusable: bool) -> None:
         """Take the end of the response."""
         if self._chunking:
             self._bytes_out += len(LAST_CHUNK)
             self._client.write(LAST_CHUNK)
-        self._drop_backend("ok", reusable=reusable and self._whole)
-        self._finish("ok", keep=self._keep and self._whole)
+        self._drop_backend("ok", now, reusable=reusable and self._whole)
+        self._finish("ok", now, keep=self._keep and self._whole)
 
     def backend_failed(self, failure: Failure, detail: str) -> None:
         """Take the failure of a try: try elsewhere, answer, or cut the response short."""
         endpoint = self._endpoint
         assert endpoint is not None, "a try has an endpoint"
         self._worker.view[endpoint.errors[_ERROR_KINDS[failure]]] += 1
+        now = monotonic()
         self._backend = None
-        self._leave_endpoint(endpoint, failure.value)
-        if self._step is Step.RESPONDING:
-            self._finish(failure.value, keep=False, cut=True)
-        elif not self._retry(failure, endpoint):
+        self._leave_endpoint(endpoint, failure.value, now)
+        if self._step is _RESPONDING:
+            self._finish(failure.value, now, keep=False, cut=True)
+        elif not self._retry(failure, endpoint, now):
             status = 504 if failure in _GATEWAY_TIMEOUTS else 502
             end = "backend_reset" if failure is Failure.STALE else failure.value
             self.answer(Reply(status, end, f"{detail} (upstream {self._plan.upstream_name})"))
@@ -372,48 +377,39 @@ class Exchange:
 
     # Trying.
 
-    def _try(self) -> None:
-        """Pick an endpoint and get a connection to it."""
-        upstream = self._upstream
-        assert upstream is not None, "see start"
-        endpoint = upstream.pick(self._tried, self._key)
-        if endpoint is None:
-            self._answer_no_backend(upstream)
-            return
-        self._use(endpoint, fresh=False)
-
-    def _use(self, endpoint: LiveEndpoint, *, fresh: bool) -> None:
-        self._step = Step.CONNECTING
+    def _use(self, endpoint: LiveEndpoint, now: float, *, fresh: bool = False) -> None:
+        """Get a connection to the endpoint, a new one if it is to be `fresh`."""
+        self._step = _CONNECTING
         self._endpoint = endpoint
         self._backend_key = endpoint.key
-        self._try_started = monotonic()
+        self._try_started = now
         endpoint.in_flight += 1
         assert self._upstream is not None, "see start"
         balancer = self._upstream.balancer
         if balancer.counts:
             balancer.taken(endpoint)
-        connection = None
         if not fresh:
-            connection = endpoint.pool.take(certain=self.method not in IDEMPOTENT)
-        if connection is not None:
-            self._reused = True
-            self._send(connection)
-            return
+            connection = endpoint.pool.take(now, certain=self.method not in IDEMPOTENT)
+            if connection is not None:
+                self._reused = True
+                self._send(connection, now)
+                return
         self._reused = False
         self._connecting = endpoint.pool.connect(self)
         if self._connecting is None:
-            self._leave_endpoint(endpoint, "limited")
+            self._leave_endpoint(endpoint, "limited", now)
             self.answer(Reply(503, "limited", "too many connections to one backend are being made"))
 
-    def _send(self, connection: BackendConnection) -> None:
+    def _send(self, connection: BackendConnection, now: float) -> None:
         upstream, endpoint = self._upstream, self._endpoint
         assert upstream is not None, "see start"
         assert endpoint is not None, "a connection leads to one"
         self._backend = connection
-        self._step = Step.SENT
+        self._step = _SENT
         self._written = True
-        data = b"%b HTTP/1.1\r\nX-Request-ID: %b%b" % (
-            self._line,
+        data = b"%b %b HTTP/1.1\r\nX-Request-ID: %b%b" % (
+            self.method,
+            self._head.target,
             self._request_id,
             self._block(upstream.policy.host, endpoint),
         )
@@ -424,13 +420,13 @@ class Exchange:
             if self._body_sent > REPLAY_BYTES_MAX:
                 self._replayable = False
                 self._held.clear()
-        connection.begin(self, data)
+        connection.begin(self, data, now)
         if not self._whole and not connection.clogged:
             self._client.release()
 
     def _block(self, policy: str, endpoint: LiveEndpoint) -> bytes:
         """Return the forwarded fields, made once for equal fields of one client connection."""
-        fields = self._fields
+        fields = self._head.fields
         if policy == "keep" and fields.host:
             host = fields.host
         elif policy in ("keep", "backend"):
@@ -444,7 +440,7 @@ class Exchange:
             )
         return fields.memo
 
-    def _retry(self, failure: Failure, endpoint: LiveEndpoint) -> bool:
+    def _retry(self, failure: Failure, endpoint: LiveEndpoint, now: float) -> bool:
         """Try once more, if that is allowed; False if it is not."""
         upstream = self._upstream
         assert upstream is not None, "see start"
@@ -469,28 +465,23 @@ class Exchange:
             upstream.budget.retrying += 1
         self._worker.view[endpoint.retries[_ERROR_KINDS[failure]]] += 1
         self._written = False
-        other = upstream.pick(self._tried, self._key)
+        other = upstream.pick(self._tried, self._key, now)
         if other is not None:
-            self._use(other, fresh=failure is Failure.STALE)
+            self._use(other, now, fresh=failure is Failure.STALE)
         elif failure is Failure.STALE:
-            self._use(endpoint, fresh=True)
+            self._use(endpoint, now, fresh=True)
         else:
-            self._step = Step.CONNECTING
+            self._step = _CONNECTING
             delay = self._worker.rng.uniform(*SAME_BACKEND_DELAY_S)
             self._worker.loop.call_later(delay, self._try_again, endpoint)
         return True
 
     def _try_again(self, endpoint: LiveEndpoint) -> None:
         """Go back to the only endpoint that there is, after a pause."""
-        if self._step is Step.CONNECTING and self._endpoint is None:
-            self._use(endpoint, fresh=False)
+        if self._step is _CONNECTING and self._endpoint is None:
+            self._use(endpoint, monotonic())
 
     # Ending.
-
-    def _answer_no_backend(self, upstream: LiveUpstream) -> None:
-        self.answer(
-            Reply(503, "no_backend", f"upstream {upstream.name} has no backend that may be used")
-        )
 
     def _refuse_body(self, limit: int) -> None:
         detail = f"the body is over route.{self._plan.route}.body_max ({limit} bytes)"
@@ -498,19 +489,19 @@ class Exchange:
 
     def _end_early(self, reply: Reply) -> None:
         """End now: by an answer if none has begun, else by cutting the response short."""
-        if self._step is Step.DONE:
+        if self._step is _DONE:
             return
+        now = monotonic()
         begun = self._bytes_out > 0
-        self._drop_backend(reply.end, reusable=False)
+        self._drop_backend(reply.end, now, reusable=False)
         if begun:
-            self._finish(reply.end, keep=False, cut=True)
+            self._finish(reply.end, now, keep=False, cut=True)
         else:
             self._keep = False
             self.answer(reply)
 
-    def _leave_endpoint(self, endpoint: LiveEndpoint, end: str) -> None:
+    def _leave_endpoint(self, endpoint: LiveEndpoint, end: str, now: float) -> None:
         """This try is over; `end` says how, in the access log's words."""
-        now = monotonic()
         self._tries.append((endpoint.key, now - self._try_started, end))
         endpoint.in_flight -= 1
         self._endpoint = None
@@ -520,10 +511,10 @@ class Exchange:
             balancer.returned(endpoint)
         if balancer.observes:
             # An error must count as slow, or a backend that fails fast attracts everything.
-            seconds = self._first_byte_s if self._step is Step.RESPONDING else None
+            seconds = self._first_byte_s if self._step is _RESPONDING else None
             balancer.observe(endpoint, ERROR_SECONDS if seconds is None else seconds, now)
 
-    def _drop_backend(self, end: str, *, reusable: bool) -> None:
+    def _drop_backend(self, end: str, now: float, *, reusable: bool) -> None:
         """Give the connection back to its pool, or close it."""
         endpoint = self._endpoint
         if endpoint is None:
@@ -534,54 +525,55 @@ class Exchange:
         backend, self._backend = self._backend, None
         if backend is not None:
             if reusable:
-                endpoint.pool.put(backend)
+                endpoint.pool.put(backend, now)
             else:
                 backend.close()
-        if self._step is Step.RESPONDING:
+        if self._step is _RESPONDING:
             view = self._worker.view
             first = self._first_byte_s or 0.0
             view[endpoint.classes[self._status // 100]] += 1
             view[endpoint.seconds + bisect_left(BOUNDS, first)] += 1
             view[endpoint.seconds + SUM] += int(first * 1e6)
-        self._leave_endpoint(endpoint, end)
+        self._leave_endpoint(endpoint, end, now)
 
-    def _finish(self, end: str, *, keep: bool, cut: bool = False) -> None:
-        if self._step is Step.DONE:
+    def _finish(self, end: str, now: float, *, keep: bool, cut: bool = False) -> None:
+        if self._step is _DONE:
             raise OurError("an exchange ends once")
-        self._step = Step.DONE
+        self._step = _DONE
         if self._plan.timeout:
             self._worker.deadlines.forget(self)
         upstream = self._upstream
-        if upstream is not None and self._line:
+        if upstream is not None and self._counted:
             upstream.active -= 1
             if self._retrying:
                 upstream.budget.retrying -= 1
-        self._held.clear()
-        self._record(end)
+        if self._held:
+            self._held.clear()
+        self._record(end, now)
         client = self._client
         if cut:
             client.cut()
         else:
-            client.finished(keep=keep)
+            client.finished(now, keep=keep)
 
-    def _record(self, end: str) -> None:
+    def _record(self, end: str, now: float) -> None:
         """Count and log."""
         worker, plan = self._worker, self._plan
-        seconds = monotonic() - self._started
+        seconds = now - self._started
         plan.count(self.method, self._status, seconds, self._bytes_in, self._bytes_out)
         log = worker.log
         if log is None:
             return
         log.append(
             (
-                worker.wall_offset + self._started + seconds,
+                worker.wall_offset + now,
                 self._request_id,
                 self._client.listener,
                 self._client.address,
                 self.method,
-                self._fields.host or b"",
-                self.target,
-                self._minor,
+                self._head.fields.host or b"",
+                self._head.target,
+                self._head.minor,
                 self._status,
                 seconds,
                 self._connect_s,
@@ -594,6 +586,8 @@ class Exchange:
                 tuple(self._tries),
                 self._reused,
                 end,
-                self._fields.block if worker.log_wants_head else b"",
+                self._head.octets if worker.log_wants_head else b"",
             )
         )
+        if len(log.records) >= FLUSH_LINES:
+            log.flush()

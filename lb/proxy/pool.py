@@ -63,7 +63,7 @@ class Connecting:
         if error is None:
             _, connection = task.result()
             if waiter is None:
-                self._pool.put(connection)
+                self._pool.put(connection, monotonic())
             else:
                 waiter.connected(connection, monotonic() - self._started)
         elif not isinstance(error, OSError):
@@ -111,7 +111,7 @@ class Pool:
         """Connections that carry an exchange now."""
         return len(self._all) - len(self._idle)
 
-    def take(self, *, certain: bool) -> BackendConnection | None:
+    def take(self, now: float, *, certain: bool) -> BackendConnection | None:
         """
         Lend an idle connection, None if there is none.
 
@@ -119,7 +119,6 @@ class Pool:
         be sent again if it is not.
         """
         idle = self._idle
-        now = monotonic()
         while idle:
             connection = idle.pop()
             if connection.is_fresh(now) and (not certain or connection.is_silent()):
@@ -136,9 +135,8 @@ class Pool:
         self._deadlines.watch(connecting)
         return connecting
 
-    def put(self, connection: BackendConnection) -> None:
+    def put(self, connection: BackendConnection, now: float) -> None:
         """Keep a connection whose response ended cleanly, if it is worth keeping."""
-        now = monotonic()
         if (
             self._closing
             or now >= connection.expires

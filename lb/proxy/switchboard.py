@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from lb.errors import ClientError
 from lb.http1.forwarding import loops
-from lb.http1.head import RequestFields, cookie_value, field_values, split_absolute
+from lb.http1.head import RequestFields, RequestHead, cookie_value, field_values, split_absolute
 from lb.http1.replies import Reply
 from lb.metrics import Meters
-from lb.model import AccessLog as AccessLogSettings
-from lb.model import Endpoint, Health, Listener, Plans, Route
+from lb.model import Endpoint, Health, Listener, Plans, Route, Upstream
 from lb.proxy.accesslog import AccessLog
 from lb.proxy.client_connection import ClientConnection
 from lb.proxy.exchange import Exchange
@@ -44,6 +44,18 @@ class Door:
         )
 
 
+class Direct:
+    """Where every plain request of a listener goes that no route can match."""
+
+    __slots__ = ("by", "plan", "ready_path", "upstream")
+
+    def __init__(self, plan: Plan, upstream: LiveUpstream, ready_path: str | None) -> None:
+        self.plan = plan
+        self.upstream = upstream
+        self.by = _hash_key(upstream.policy)
+        self.ready_path = (ready_path or "").encode()
+
+
 class Switchboard:
     """Connects each request with what the present edition says of it."""
 
@@ -67,12 +79,12 @@ class Switchboard:
         self._listeners: dict[str, Listener] = {}
         self._by_address: dict[str, str] = {}
         self._router = Router((), (), ())
-        self._single: dict[str, Match | None] = {}
+        self._direct: dict[str, Direct] = {}
         self._upstreams: dict[str, LiveUpstream] = {}
         self._departed: list[LiveUpstream] = []
         self._doors: dict[str, Door] = {}
         self._plans: dict[tuple[str, str, str], Plan] = {}
-        self._log_settings: AccessLogSettings | None = None
+        self._log: AccessLog | None = None
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
         self._verdicts: dict[str, dict[str, Health]] = {}
         self._policies: Plans | None = None
@@ -111,19 +123,21 @@ class Switchboard:
                     self._endpoints.get(policy.name, ()),
                     self._verdicts.get(policy.name, {}),
                 )
+        if plans is not None:
+            self._direct = dict(self._direct_ways())
 
     def reopen_logs(self) -> None:
         """Open log files anew, under their names."""
-        if self.worker.log is not None:
-            self.worker.log.reopen()
+        if self._log is not None:
+            self._log.reopen()
 
     def close(self) -> None:
         """Close what is idle, write out what is left; nothing may be served after this."""
         self.worker.deadlines.stop()
         for upstream in self._upstreams.values():
             upstream.leave()
-        if self.worker.log is not None:
-            self.worker.log.close()
+        if self._log is not None:
+            self._log.close()
 
     # Called by the listeners.
 
@@ -154,43 +168,57 @@ class Switchboard:
     def open_exchange(
         self,
         client: ClientConnection,
-        head: tuple[bytes, bytes, int, RequestFields, bool],
+        head: RequestHead,
         started: float,
-    ) -> Exchange:
+    ) -> None:
         """Find the request's plan, and begin. ClientError where it can have none."""
-        method, target, minor, fields, has_body = head
-        host = fields.host or b""
-        path = target
-        if target[:1] != b"/":
-            if target == b"*" and method == b"OPTIONS":
-                path = b"/"
-            else:
-                host, target = split_absolute(target)
-                path = target
-                fields = self._with_host(fields, host)
-                head = (method, target, minor, fields, has_body)
-        if loops(fields, self.worker.via):
+        target, fields = head.target, head.fields
+        if fields.via and loops(fields, self.worker.via):
             raise ClientError(508, "the request has come through here too often")
-        match = self._single.get(client.plan.name)
-        if match is None or _PATH_TO_NORMALISE.search(path):
-            match = self._route(client.plan.name, method, host, path, fields)
-        route = match.route
-        upstream_name = match.upstream
+        direct = self._direct.get(client.plan.name)
+        if (
+            direct is not None
+            and target[:1] == b"/"
+            and _PATH_TO_NORMALISE.search(target) is None
+            and target != direct.ready_path
+        ):
+            upstream = direct.upstream
+            client.exchange = exchange = Exchange(
+                self.worker, direct.plan, upstream, client, head, started
+            )
+            exchange.start(self._key(direct.by, client, target, fields) if direct.by else b"")
+        else:
+            self._open_by_route(client, head, started)
+
+    def _open_by_route(
+        self,
+        client: ClientConnection,
+        head: RequestHead,
+        started: float,
+    ) -> None:
+        method, path = head.method, head.target
+        if path == b"*" and method == b"OPTIONS":
+            path = b"/"
+        elif path[:1] != b"/":
+            authority, path = split_absolute(path)
+            head = head.with_authority(authority, path)
+        fields = head.fields
+        host = fields.host or b""
+        listener = client.plan
+        match = self._route(listener.name, method, host, path, fields)
+        route, upstream_name = match.route, match.upstream
         if route is not None and route.split:
-            upstream_name = pick_share(route, self._key(route.split_by, client, target, fields))
-        plan = self._plan(client.plan.name, route, upstream_name or "")
+            upstream_name = pick_share(route, self._key(route.split_by, client, path, fields))
         upstream = self._upstreams.get(upstream_name) if upstream_name else None
-        exchange = Exchange(self.worker, plan, upstream, client, head, started)
-        client.exchange = exchange
-        if target == (client.plan.ready_path or "").encode() and client.plan.ready_path:
+        plan = self._plan(listener.name, route, upstream_name or "")
+        client.exchange = exchange = Exchange(self.worker, plan, upstream, client, head, started)
+        if listener.ready_path and path.decode() == listener.ready_path:
             exchange.answer(self._readiness())
         elif upstream is not None:
-            by = upstream.policy.hash_key if upstream.policy.balance == "hash" else ""
-            key = self._key(by, client, path, fields) if by else b""
-            exchange.start(method + b" " + target, key)
+            by = _hash_key(upstream.policy)
+            exchange.start(self._key(by, client, path, fields) if by else b"")
         else:
             exchange.answer(self._own_reply(match))
-        return exchange
 
     def refuse(self, client: ClientConnection, reply: Reply, octets: bytes) -> bytes:
         """Return the answer to what is no request, counted and logged."""
@@ -254,15 +282,6 @@ class Switchboard:
             return Reply(200, "ok", body="ready\n")
         return Reply(503, "ok", body="stopping\n")
 
-    def _with_host(self, fields: RequestFields, host: bytes) -> RequestFields:
-        """Return a copy whose Host is the target's authority (RFC 9112 3.2.2)."""
-        copy = RequestFields(fields.block)
-        for name in RequestFields.__slots__:
-            setattr(copy, name, getattr(fields, name))
-        copy.host = host
-        copy.memo_key = None
-        return copy
-
     # Swapping.
 
     def _install_plans(self, plans: Plans) -> None:
@@ -275,7 +294,6 @@ class Switchboard:
         }
         names = {upstream.name for upstream in plans.upstreams}
         self._router = Router(plans.routes, plans.listeners, names)
-        self._single = {name: self._router.single(name) for name in self._listeners}
         for name in self._upstreams.keys() - names:
             gone = self._upstreams.pop(name)
             gone.leave()
@@ -287,19 +305,28 @@ class Switchboard:
         self._plans.clear()  # running exchanges hold on to theirs
         for client in self.clients:
             client.plan = self._listeners.get(client.plan.name, client.plan)
-        if plans.access_log != self._log_settings:
-            self._change_log(plans)
+        self._change_log(plans)
+
+    def _direct_ways(self) -> Iterator[tuple[str, Direct]]:
+        for listener in self._listeners.values():
+            match = self._router.single(listener.name)
+            if match is None or match.kind is not Kind.FORWARD or match.upstream is None:
+                continue
+            route = match.route
+            if route is None or not route.split:
+                plan = self._plan(listener.name, route, match.upstream)
+                upstream = self._upstreams[match.upstream]
+                yield listener.name, Direct(plan, upstream, listener.ready_path)
 
     def _change_log(self, plans: Plans) -> None:
-        before = self.worker.log
-        self._log_settings = settings = plans.access_log
-        if settings.output == "off":
-            self.worker.log = None
+        settings, log = plans.access_log, self._log
+        if log is None:
+            log = AccessLog(settings, plans.node, self.worker.worker, self._meters)
+            self._log = log
         else:
-            self.worker.log = AccessLog(settings, plans.node, self.worker.worker, self._meters)
-        self.worker.log_wants_head = self.worker.log is not None and self.worker.log.wants_head
-        if before is not None:
-            before.close()
+            log.configure(settings, plans.node)
+        self.worker.log = log if log.enabled else None
+        self.worker.log_wants_head = log.wants_head
 
     def _plan(self, listener: str, route: Route | None, upstream: str) -> Plan:
         key = (listener, route.name if route is not None else "", upstream)
@@ -333,3 +360,7 @@ class Switchboard:
     def _backends(self) -> set[tuple[str, str]]:
         upstreams = (*self._upstreams.values(), *self._departed)
         return {(upstream.name, key) for upstream in upstreams for key in upstream.keys}
+
+
+def _hash_key(policy: Upstream) -> str:
+    return policy.hash_key if policy.balance == "hash" else ""

@@ -112,7 +112,7 @@ class LiveUpstream:
         self._rng = rng
         self._endpoints: dict[tuple[str, str], LiveEndpoint] = {}
         self._leaving: set[LiveEndpoint] = set()
-        self._balancer: Balancer[LiveEndpoint] = make("round_robin", (), rng)
+        self.balancer: Balancer[LiveEndpoint] = make("round_robin", (), rng)
 
     def install(
         self, policy: Upstream, endpoints: Sequence[Endpoint], verdicts: dict[str, Health]
@@ -139,16 +139,11 @@ class LiveUpstream:
             self._leaving.add(gone)
         judged = [(live, live.health) for live in self._endpoints.values()]
         usable, self.panicking = eligible(judged, policy.panic)
-        self._balancer = make(policy.balance, usable, self._rng, self._balancer)
+        self.balancer = make(policy.balance, usable, self._rng, self.balancer)
 
-    def pick(self, tried: Container[LiveEndpoint], key: bytes) -> LiveEndpoint | None:
+    def pick(self, tried: Container[LiveEndpoint], key: bytes, now: float) -> LiveEndpoint | None:
         """Return who gets the next request, None if nobody may."""
-        return self._balancer.pick(tried, key)
-
-    @property
-    def balancer(self) -> Balancer[LiveEndpoint]:
-        """The policy at work; it may want to hear of starts and ends."""
-        return self._balancer
+        return self.balancer.pick(tried, key, now)
 
     @property
     def keys(self) -> set[str]:
