@@ -73,12 +73,12 @@ ADVICE = """
 
   Try, in another terminal:
 
-    for i in 1 2 3 4 5 6; do curl -s {proxy}; done     a b c in turn
-    lb{admin} backend list demo
-    lb{admin} backend drain demo b                     no new requests go there
-    lb{admin} backend enable demo b
-    kill {victim}                                      ends backend c; it is back after {rest:.0f} s
-    lb{admin} explain GET {proxy}
+    for i in 1 2 3 4 5 6; do curl -s {proxy}; done
+    lb backend list demo{admin}
+    lb backend drain demo b{admin}
+    lb backend enable demo b{admin}
+    lb explain GET {proxy}{admin}
+    kill {victim}   (backend c ends; it is back after {rest:.0f} s)
 
   Ctrl-C stops everything.
 """
@@ -214,8 +214,9 @@ class Companion:
     async def _trickle(self) -> None:
         greeted = False
         while True:
-            answered = await answer_of(self._ports.proxy) is not None
-            if answered and not greeted:
+            answer = await answer_of(self._ports.proxy)
+            # Somebody else's answer means that the port is taken: that is the supervisor's to say.
+            if not greeted and answer is not None and answer.decode().strip() in LETTERS:
                 print(self._advice(), file=sys.stderr, flush=True)
                 greeted = True
             await asyncio.sleep(1 / REQUESTS_A_SECOND if greeted else LOOK_SECONDS)

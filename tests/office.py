@@ -74,6 +74,7 @@ class Desk:
         self.stopped_with: list[float | None] = []
         self.broken = False
         self.error: str | None = None
+        self.pid = 1
 
     @property
     def edition(self) -> Edition:
@@ -90,7 +91,7 @@ class Desk:
             raise ZeroDivisionError("a secret of ours")
         return Standing(
             name="a",
-            pid=1,
+            pid=self.pid,
             started=wall_time() - 5,
             generation=1,
             source=str(self.path),

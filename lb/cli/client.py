@@ -139,6 +139,7 @@ class Admin:
         try:
             connection.connect()
         except OSError as error:
+            connection.close()
             raise UnreachableError(
                 f"no instance answers at {self.address}: {error.strerror or error}",
                 "is it running? which one is meant: --admin, $LB_ADMIN or admin.address",
