@@ -46,6 +46,7 @@ from lb.registry import By, Registry
 log = logging.getLogger(__name__)
 
 CHECKS_PART = "control/checks"
+NAMES_PART = "control/names"
 FIRST_ANSWERS_SECONDS = 2.0  # A name that takes longer has no address in the first edition.
 TASKS_MAX = 1024
 SILENT_SECONDS = 1.0  # From the end of a worker's stream to its replacement, if it still runs.
@@ -153,6 +154,8 @@ class Controller:
         if kept is not None and CHECKS_PART in kept.parts:
             self._prober.restore(orjson.loads(kept.parts[CHECKS_PART]))
         self._resolver = Resolver(self._backends_changed)
+        if kept is not None and NAMES_PART in kept.parts:
+            self._resolver.restore(orjson.loads(kept.parts[NAMES_PART]))
         self._publisher = Publisher(
             Composer(self._name, via_of(self._store.registry.id, self._name)),
             self._sources,
@@ -246,6 +249,7 @@ class Controller:
 
     def _take_unready(self, _: Message, __: list[int]) -> None:
         self._stopping = True
+        self._post.beat_now()
 
     def _take_reopen(self, _: Message, __: list[int]) -> None:
         daemonlog.reopen()
@@ -315,6 +319,7 @@ class Controller:
         return {
             PART: self._in_force.to_part(),
             CHECKS_PART: orjson.dumps(self._prober.to_plain()),
+            NAMES_PART: orjson.dumps(self._resolver.to_plain()),
         }
 
     def _verdict_changed(self) -> None:
