@@ -67,6 +67,10 @@ class Post:
         self._timer.cancel()
         self._channel.close()
 
+    def beat_now(self) -> None:
+        """Pass on whether anybody asked for readiness, as a stop wants to know."""
+        self._channel.send("beat", asked=self._take_asked(), lag=0.0)
+
     def _beat(self) -> None:
         lag = self._loop.time() - self._due
         self._channel.send("beat", asked=self._take_asked(), lag=round(lag, 4))

@@ -6,7 +6,7 @@ a unix stream pair that the supervisor made, in frames, over which editions come
 
 A child says `hello` first and obeys nothing but its channel and that channel's end.
 
-    supervisor -> child       unready   fail readiness, serve on
+    supervisor -> child       unready   fail readiness, serve on; answered by a beat
                               reopen    log files, now
                               stop      end now
                               link      one end of a Stream (to the controller: slot)

@@ -37,6 +37,7 @@ FIRST_WAIT = 0.1
 LONGEST_WAIT = 30.0
 LEND_AFTER = 1.0  # Seconds that a slot's clients wait for their own worker.
 ASKED_RECENTLY = 30.0  # Nobody asked for readiness since: nobody will see that it fails.
+ASKED_PATIENCE = 0.1  # For the others to pass on whether somebody has asked just now.
 GRACE = 5.0  # Until the controller says what is configured.
 DRAIN = 30.0
 DRAIN_MARGIN = 2.0  # Workers cut what still runs at the end of `drain`; this is for the rest.
@@ -251,6 +252,10 @@ class Supervisor:
         self._phase = Phase.GRACE
         for child in self._children():
             child.channel.send("unready")
+        self._loop.call_later(ASKED_PATIENCE, self._wait_grace)
+
+    def _wait_grace(self) -> None:
+        """Give those who look at readiness time to see it fail, if there are any."""
         if self._loop.time() - self._asked_at < ASKED_RECENTLY and self._grace > 0:
             log.info("stopping: not ready, still accepting for %g s", self._grace)
             self._loop.call_later(self._grace, self._start_drain)

@@ -113,6 +113,7 @@ class Worker:
         daemonlog.adopt(message["log"])
 
     async def _fail_readiness(self, _: Message, __: list[int]) -> None:
+        self._post.beat_now()
         if self._switchboard is not None:
             self._switchboard.ready = False
 
