@@ -22,12 +22,13 @@ from typing import Any
 
 from lb.config import environment
 from lb.config.kinds import shown
-from lb.config.positions import Path, Place, Positions, ScanError, line_starts, scan
-from lb.config.problem import Problem
+from lb.config.positions import Path, Place, Positions, ScanError, TooDeepError, line_starts, scan
+from lb.config.problem import Problem, excerpt
 
 BYTES_MAX = 1024 * 1024  # All files together.
 FILES_MAX = 1000
 NAMED_TABLES = ("listener", "route", "upstream")  # Of these a file adds some, not all.
+Order = tuple[int, int, int]  # File, line, column.
 Blame = Callable[[str], Problem]
 _BARE_TEXT = re.compile(r"=\s*[\w.:/*~-]")
 _TOML_ERROR = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
@@ -41,19 +42,22 @@ class Source:
     text: str
     tree: dict[str, Any] = field(default_factory=dict)
     positions: Positions = field(default_factory=Positions)
+    lines: list[str] = field(default_factory=list)  # Filled when first asked for.
 
     def problem(self, place: Place | None, message: str, hint: str = "") -> Problem:
         """Make an error at a place of this file, or about the file as a whole."""
         if place is None:
             return Problem(self.name, 0, 0, message, hint=hint)
+        source_line, at = excerpt(self.line(place.line), place.column)
         return Problem(
-            self.name, place.line, place.column, message, self.line(place.line), place.width, hint
+            self.name, place.line, place.column, message, source_line, place.width, hint, at
         )
 
     def line(self, number: int) -> str:
         """Return one line, counting from 1."""
-        lines = self.text.split("\n", number)
-        return lines[number - 1] if number <= len(lines) else ""
+        if not self.lines:
+            self.lines = self.text.split("\n")
+        return self.lines[number - 1] if number <= len(self.lines) else ""
 
     def place_at(self, offset: int) -> Place:
         """Say which line and column an offset is."""
@@ -74,6 +78,7 @@ class Files:
         self._digest = sha256()
         self._bytes_left = BYTES_MAX
         self._sources: list[Source] = []
+        self._ranks: dict[str, int] = {}  # Names in the order of reading.
         self._owners: dict[Path, Source] = {}
         self._read: dict[str, str] = {}  # Real path of a file: by which name we read it.
 
@@ -88,7 +93,28 @@ class Files:
         self._add(name, (), lambda message: Problem(name, 0, 0, message, hint=hint))
 
     def problem(self, path: Path, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
-        """Make an error about a value (or about its key), at the nearest place that is known."""
+        """Make an error about a value, or about its key."""
+        source, place = self._find(path, at_key)
+        return source.problem(place, message, hint)
+
+    def order(self, path: Path, *, at_key: bool = False) -> Order:
+        """Say where in the order of reading a value is, or its key."""
+        source, place = self._find(path, at_key)
+        line, column, _ = place or (0, 0, 0)
+        return self._rank(source.name), line, column
+
+    def order_of(self, problem: Problem) -> Order:
+        """Say where in the order of reading an error is."""
+        return self._rank(problem.file), problem.line, problem.column
+
+    def where(self, path: Path) -> str:
+        """Say `file:line` of a key, for a message about another place."""
+        source = self._owner(path)
+        place = source.positions.keys.get(path)
+        return f"{source.name}:{place.line}" if place else source.name
+
+    def _find(self, path: Path, at_key: bool) -> tuple[Source, Place | None]:
+        """Find the nearest place that is known: what has a default is in no file."""
         source = self._owner(path)
         positions = source.positions
         first, second = (
@@ -97,20 +123,11 @@ class Files:
         for length in range(len(path), 0, -1):
             place = first.get(path[:length]) or second.get(path[:length])
             if place is not None:
-                return source.problem(place, message, hint)
-        return source.problem(None, message, hint)
+                return source, place
+        return source, None
 
-    def where(self, path: Path) -> str:
-        """Say `file:line` of a key, for a message about another place."""
-        source = self._owner(path)
-        place = source.positions.keys.get(path)
-        return f"{source.name}:{place.line}" if place else source.name
-
-    def order(self, problem: Problem) -> tuple[int, int, int]:
-        """Sort errors as the files are read, then from top to bottom."""
-        names = [source.name for source in self._sources]
-        known = problem.file in names
-        return (names.index(problem.file) if known else len(names), problem.line, problem.column)
+    def _rank(self, name: str) -> int:
+        return self._ranks.setdefault(name, len(self._ranks))
 
     def _owner(self, path: Path) -> Source:
         return self._owners.get(path[:2]) or self._owners.get(path[:1]) or self._sources[0]
@@ -134,6 +151,7 @@ class Files:
         if source is None:
             return
         self._sources.append(source)
+        self._rank(name)
         if not _parse(source, self.problems):
             return
         self._replace_variables(source)
@@ -264,23 +282,28 @@ def _excuse(error: OSError) -> str:
 
 def _parse(source: Source, problems: list[Problem]) -> bool:
     """Fill in tree and positions, or say what is wrong with the TOML."""
+    astray: ScanError | None = None
+    try:
+        source.positions = scan(source.text)
+    except TooDeepError as error:
+        # Before tomllib: a key of many parts costs it their square, and lists its stack.
+        problems.append(source.problem(source.place_at(error.offset), error.message))
+        return False
+    except ScanError as error:
+        astray = error
     try:
         source.tree = tomllib.loads(source.text)
-        source.positions = scan(source.text)
     except tomllib.TOMLDecodeError as error:
         problems.append(_toml_problem(source, str(error)))
-    except ScanError as error:
-        problems.append(source.problem(source.place_at(error.offset), error.message))
-    except RecursionError:
-        problems.append(_too_deep(source))
+        return False
     except ValueError:
         # Python's own bound on the digits of a number: tomllib lets it through.
         digits = re.search(r"[0-9_]{4000,}", source.text)
         place = source.place_at(digits.start() if digits else 0)
         problems.append(source.problem(place, "this number is too long"))
-    else:
-        return True
-    return False
+        return False
+    assert astray is None, f"tomllib reads what our scanner does not: {astray}"
+    return True
 
 
 def _toml_problem(source: Source, text: str) -> Problem:
@@ -304,10 +327,7 @@ def _toml_problem(source: Source, text: str) -> Problem:
 
 def _repeat(source: Source) -> Problem | None:
     """Find what is there twice; tomllib says so only after it, and not where the first is."""
-    try:
-        repeats = scan(source.text).repeats
-    except ScanError:
-        return None
+    repeats = source.positions.repeats
     if not repeats:
         return None
     path, first, again = repeats[0]
@@ -315,14 +335,6 @@ def _repeat(source: Source) -> Problem | None:
     if source.line(again.line).lstrip().startswith("["):
         what = f"[{'.'.join(map(str, path))}]"
     return source.problem(again, f"{what} is defined twice", f"first on line {first.line}")
-
-
-def _too_deep(source: Source) -> Problem:
-    try:
-        scan(source.text)
-    except ScanError as error:
-        return source.problem(source.place_at(error.offset), error.message)
-    return source.problem(Place(1, 1, 1), "values are nested too deep")
 
 
 def _within(source: Source, place: Place | None, written: str) -> Place | None:

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from lb.config.checks import Finding, check, dangling
-from lb.config.files import Files
+from lb.config.files import Files, Order
 from lb.config.kinds import nearest, shown
 from lb.config.positions import Path
-from lb.config.problem import ConfigErrors, Problem
+from lb.config.problem import PROBLEMS_MAX, ConfigErrors, Problem
 from lb.config.schema import Config, Section
 
+FINDINGS_MAX = 1000  # Of a file with more errors than these the rest is only counted.
 SALVAGE_ROUNDS_MAX = 4
 
 
@@ -28,23 +29,41 @@ def judge(files: Files) -> Config:
     """Make a `Config` of what was read, or raise all errors, those of the files included."""
     findings = list(dangling(files.tree))
     config: Config | None = None
+    rest: Config | None = None
+    unread = 0
     try:
-        config = Config.model_validate(files.tree)
+        rest = config = Config.model_validate(files.tree)
     except ValidationError as error:
-        findings += [_finding(files.tree, each) for each in error.errors(include_url=False)]
+        details = error.errors(include_url=False, include_input=False)
+        findings += [_finding(files.tree, each) for each in details[:FINDINGS_MAX]]
+        unread = max(0, len(details) - FINDINGS_MAX)
+        if not unread:
+            rest = _salvage(files.tree)
     sound = config is not None and not files.problems and not findings
-    rest = config or _salvage(files.tree)
     if rest is not None:
         findings += check(rest, sound=sound)
-    problems = files.problems + [
-        files.problem(each.path, each.message, each.hint, at_key=each.at_key)
-        for each in findings
-        if each.path not in files.unresolved  # What came of a variable that is not set.
-    ]
-    if problems:
-        raise ConfigErrors(sorted(_once(problems), key=files.order))
+    if findings or files.problems:
+        raise _errors(files, findings, unread)
     assert config is not None, "no Config, yet nothing wrong with it"
     return config
+
+
+def _errors(files: Files, findings: list[Finding], unread: int) -> ConfigErrors:
+    """Sort what was found as the files are read, and give the first ones their place."""
+    found: dict[tuple[Order, str], Problem | Finding] = {
+        (files.order_of(problem), problem.message): problem for problem in files.problems
+    }
+    for each in findings:
+        if each.path not in files.unresolved:  # Else it comes of a variable that is not set.
+            found.setdefault((files.order(each.path, at_key=each.at_key), each.message), each)
+    first = sorted(found.items(), key=lambda item: item[0])[:PROBLEMS_MAX]
+    problems = [
+        each
+        if isinstance(each, Problem)
+        else files.problem(each.path, each.message, each.hint, at_key=each.at_key)
+        for _, each in first
+    ]
+    return ConfigErrors(problems, len(found) + unread)
 
 
 def section_at(path: Sequence[str | int]) -> type[Section]:
@@ -158,7 +177,3 @@ def _remove(tree: dict[str, Any], path: Path) -> None:
             holder.pop(part, None)
             return
         holder = inner
-
-
-def _once(problems: list[Problem]) -> list[Problem]:
-    return list(dict.fromkeys(problems))

@@ -1,9 +1,9 @@
 """
 Where each key and value of a TOML text stands.
 
-`tomllib` judges the text and gives the values, yet no positions. This scanner reads a text
-that `tomllib` has accepted, finds the same keys in it, and notes line and column. It judges
-nothing: it skips over values just well enough to find their ends.
+`tomllib` judges the text and gives the values, yet no positions. This scanner finds the same
+keys in a text that `tomllib` accepts, and notes line and column. It judges nothing: it skips
+over values just well enough to find their ends.
 
 A path is the keys and list indexes that lead to a value: `("upstream", "api", "backends", 0)`.
 """
@@ -55,12 +55,16 @@ class Positions:
 
 
 class ScanError(Exception):
-    """The text goes past what a configuration needs; `offset` says where."""
+    """The text is no TOML at `offset`; what `tomllib` says of it will be the better words."""
 
     def __init__(self, message: str, offset: int) -> None:
         super().__init__(message)
         self.message = message
         self.offset = offset
+
+
+class TooDeepError(ScanError):
+    """The text goes past what a configuration needs, and what `tomllib` could do quickly."""
 
 
 def scan(text: str) -> Positions:
@@ -141,7 +145,7 @@ class _Scanner:
         while True:
             start = self._skip(_SPACE)
             if len(parts) == PATH_PARTS_MAX:
-                raise ScanError(f"a key has at most {PATH_PARTS_MAX} parts", start)
+                raise TooDeepError(f"a key has at most {PATH_PARTS_MAX} parts", start)
             name = self._take(_STRING)
             if name:
                 name = _unquote(name, start)
@@ -158,7 +162,7 @@ class _Scanner:
     def _value(self, path: Path) -> None:
         start = self._at
         if len(path) > PATH_PARTS_MAX:
-            raise ScanError(f"values are nested more than {PATH_PARTS_MAX} deep", start)
+            raise TooDeepError(f"values are nested more than {PATH_PARTS_MAX} deep", start)
         if self._text.startswith("[", start):
             self._list(path)
         elif self._text.startswith("{", start):

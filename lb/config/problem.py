@@ -18,6 +18,7 @@ class Problem:
     One error. `line` and `column` count from 1; line 0 means the file as a whole.
 
     `width` is how many characters of `source_line` are at fault, `hint` what to do instead.
+    Of a long line `source_line` is the part around the place, which is then at column `at` of it.
     """
 
     file: str
@@ -27,15 +28,16 @@ class Problem:
     source_line: str = ""
     width: int = 1
     hint: str = ""
+    at: int = 0
 
     def __str__(self) -> str:
         if self.line == 0:
             hint = f"; {self.hint}" if self.hint else ""
             return f"{self.file}: error: {self.message}{hint}"
-        source, column = _window(self.source_line, self.column)
+        source, before = self.source_line, (self.at or self.column) - 1
         # Tabs stay tabs, or the caret would stand somewhere else than what it points at.
-        pad = "".join("\t" if letter == "\t" else " " for letter in source[: column - 1])
-        width = max(1, min(self.width, len(source) - column + 1))
+        pad = "".join("\t" if letter == "\t" else " " for letter in source[:before])
+        width = max(1, min(self.width, len(source) - before))
         marks = f"{'^' * width} {self.hint}".rstrip()
         return (
             f"{self.file}:{self.line}:{self.column}: error: {self.message}\n"
@@ -49,11 +51,12 @@ class ConfigErrors(OperatorError):  # noqa: N818 - it is all of them, not one
 
     exit_status = 3
 
-    def __init__(self, problems: Iterable[Problem]) -> None:
+    def __init__(self, problems: Iterable[Problem], count: int = 0) -> None:
+        """`count` is how many there are, where not all of them are in `problems`."""
         found = tuple(problems)
         assert found, "an error without a problem says nothing"
         self.problems = found[:PROBLEMS_MAX]
-        self.count = len(found)
+        self.count = max(count, len(found))
         super().__init__(render(self.problems, self.count))
 
     def as_plain(self) -> dict[str, Any]:
@@ -66,12 +69,8 @@ class ConfigErrors(OperatorError):  # noqa: N818 - it is all of them, not one
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> ConfigErrors:
-        """Undo `as_plain`; how many there were survives even where not all were listed."""
-        errors = cls(Problem(**problem) for problem in plain["errors"])
-        errors.count = plain["count"]
-        errors.message = plain["text"]
-        errors.args = (errors.message,)
-        return errors
+        """Undo `as_plain`."""
+        return cls((Problem(**problem) for problem in plain["errors"]), plain["count"])
 
 
 def render(problems: Iterable[Problem], count: int) -> str:
@@ -83,11 +82,16 @@ def render(problems: Iterable[Problem], count: int) -> str:
     return "\n".join(lines)
 
 
-def _window(source: str, column: int) -> tuple[str, int]:
-    """Cut a long line around the place, and keep control characters off the terminal."""
-    clean = "".join(letter if letter.isprintable() or letter == "\t" else "?" for letter in source)
-    if len(clean) <= SOURCE_COLUMNS_MAX:
-        return clean, column
-    start = max(0, min(column - 1 - SOURCE_COLUMNS_MAX // 2, len(clean) - SOURCE_COLUMNS_MAX))
+def excerpt(source: str, column: int) -> tuple[str, int]:
+    """
+    Cut a long line around a column; return what is left, and the column in it.
+
+    Control characters become question marks, so that they never reach a terminal.
+    """
+    start = 0
+    if len(source) > SOURCE_COLUMNS_MAX:
+        start = max(0, min(column - 1 - SOURCE_COLUMNS_MAX // 2, len(source) - SOURCE_COLUMNS_MAX))
     lead = "..." if start else ""
-    return lead + clean[start : start + SOURCE_COLUMNS_MAX], column - start + len(lead)
+    text = source[start : start + SOURCE_COLUMNS_MAX]
+    clean = "".join(letter if letter.isprintable() or letter == "\t" else "?" for letter in text)
+    return lead + clean, column - start + len(lead)
