@@ -1,14 +1,16 @@
 """
-`least_requests`: whoever has the least to do for its weight.
+`least_requests`: whose turn it is by weight, unless somebody else has less to do.
 
-Equals, and at rest all are, take turns by weight.
+"Less" is as in `two_choices`: with this request on top it would have no more to do for its
+weight than the one whose turn it is has now. Among equal weights the pick is always one of
+the least busy, and these take turns; among others the shares stay right under any load.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, Generic
 
 from lb.balance.balancer import Balancer, C, name_of
 
@@ -16,101 +18,162 @@ if TYPE_CHECKING:
     import random
 
 STALE_PER_CANDIDATE_MAX: Final = 4
+TURNS_SAVED_MAX: Final = 8  # what one that was busy may catch up on later, or it would be a burst
 
-# Load, turn, a number that makes it unique, whose. It counts while it is the newest of its owner.
-_Entry = tuple[float, float, int, C]
+
+class _Standing(Generic[C]):
+    """Where one candidate stands."""
+
+    __slots__ = ("candidate", "load", "number", "turn", "turn_step")
+
+    def __init__(self, candidate: C, number: int, turn: float) -> None:
+        self.candidate = candidate
+        self.number = number  # only to tell equals apart
+        self.turn = turn
+        self.turn_step = 1 / candidate.weight
+        self.load = self.load_with_one_more()  # as its newest entry among the loads has it
+
+    def load_with_one_more(self) -> float:
+        return (self.candidate.in_flight + 1) * self.turn_step
+
+
+_Entry = tuple[float, int, _Standing[C]]
 
 
 class LeastRequests(Balancer[C]):
-    """Keeps candidates in a heap by load, then turn; an entry is replaced by a newer one."""
+    """
+    Keeps two heaps: one by turn, one by load.
 
-    __slots__ = ("_entries", "_heap", "_heap_max", "_number", "_turn")
+    An entry may say less than is true, never more: what comes to the top is set right there,
+    and only a load that falls is entered anew at once.
+    """
+
+    __slots__ = ("_by_load", "_by_turn", "_loads_max", "_standings")
 
     counts: ClassVar[bool] = True
 
     def _arrange(
         self, candidates: Sequence[C], rng: random.Random, before: Balancer[C] | None
     ) -> None:
-        self._number = len(candidates)
-        self._turn = 0.0
-        turns = {one: rng.random() / one.weight for one in candidates}
-        if isinstance(before, LeastRequests):
-            self._turn = before._turn
-            known = {name_of(one): entry[1] for one, entry in before._entries.items()}
-            for one, turn in turns.items():
-                turns[one] = known.get(name_of(one), self._turn + turn)
-        self._entries: dict[C, _Entry[C]] = {
-            one: (one.in_flight / one.weight, turns[one], number, one)
-            for number, one in enumerate(candidates)
-        }
-        self._heap = list(self._entries.values())
-        heapify(self._heap)
-        self._heap_max = STALE_PER_CANDIDATE_MAX * len(candidates)
+        known = before.turns() if isinstance(before, LeastRequests) else {}
+        now = min(known.values(), default=0.0)
+        self._standings: dict[C, _Standing[C]] = {}
+        for number, one in enumerate(candidates):
+            turn = known.get(name_of(one))
+            if turn is None:
+                turn = now + rng.random() / one.weight
+            self._standings[one] = _Standing(one, number, turn)
+        self._by_turn: list[_Entry[C]] = [
+            (standing.turn, standing.number, standing) for standing in self._standings.values()
+        ]
+        heapify(self._by_turn)
+        self._by_load: list[_Entry[C]] = []
+        self._loads_max = STALE_PER_CANDIDATE_MAX * len(candidates)
+        self._enter_all_loads()
 
     def pick(self, tried: Container[C] = (), key: bytes = b"", now: float = 0.0) -> C | None:
-        """Return the least busy."""
-        heap, entries = self._heap, self._entries
-        while heap:
-            entry = heap[0]
-            candidate = entry[3]
-            if entries[candidate] is not entry:
-                heappop(heap)  # there is a newer one
-            elif candidate in tried:
-                return self._pick_other(tried, key, now)
-            else:
-                return candidate
-        return None
+        """Return who should have the next request; `taken` must be told if it gets it."""
+        due = self._first_by_turn()
+        if due is None:
+            return None
+        candidate = due.candidate
+        if candidate in tried:
+            return self._pick_other(tried, key, now)
+        busy = candidate.in_flight
+        if busy > 0:
+            idlest = self._first_by_load()
+            if idlest.candidate in tried:
+                return self._pick_idlest(due, tried)
+            if idlest.load <= busy * due.turn_step:
+                return idlest.candidate
+        return candidate
 
     def taken(self, candidate: C) -> None:
-        """Put it behind its equals."""
-        entry = self._entries.get(candidate)
-        if entry is None:
+        """Count its turn."""
+        standing = self._standings.get(candidate)
+        if standing is None:
             if self._backups is not None:
                 self._backups.taken(candidate)
             return
-        turn = entry[1]
-        # Who had no turn for long, being busy, gets no more of them for that later.
-        if turn > self._turn:
-            self._turn = turn
-        else:
-            turn = self._turn
-        self._enter(candidate, turn + 1 / candidate.weight)
+        due = self._first_by_turn()
+        assert due is not None, "there is at least the one that was taken"
+        if due is not standing:
+            due.turn = max(due.turn, standing.turn - TURNS_SAVED_MAX * due.turn_step)
+        standing.turn += standing.turn_step
 
     def returned(self, candidate: C) -> None:
-        """Put it where it is now."""
-        entry = self._entries.get(candidate)
-        if entry is not None:
-            self._enter(candidate, entry[1])
-        elif self._backups is not None:
-            self._backups.returned(candidate)
-
-    def _enter(self, candidate: C, turn: float) -> None:
-        self._number += 1
-        entry = (candidate.in_flight / candidate.weight, turn, self._number, candidate)
-        heap, old = self._heap, self._entries[candidate]
-        self._entries[candidate] = entry
-        if heap and heap[0] is old:
-            heapreplace(heap, entry)
+        """Enter its load, unless it has a lower entry already."""
+        standing = self._standings.get(candidate)
+        if standing is None:
+            if self._backups is not None:
+                self._backups.returned(candidate)
             return
-        heappush(heap, entry)
-        if len(heap) > self._heap_max:
-            # As many requests as there are candidates, several times, have paid for this.
-            self._heap = list(self._entries.values())
-            heapify(self._heap)
+        load = standing.load_with_one_more()
+        if load < standing.load:
+            standing.load = load
+            heappush(self._by_load, (load, standing.number, standing))
+            if len(self._by_load) > self._loads_max:
+                # As many requests as there are candidates, several times, have paid for this.
+                self._enter_all_loads()
+
+    def turns(self) -> dict[tuple[str, str], float]:
+        """Return everybody's turn, backups included."""
+        backups = self._backups
+        known = backups.turns() if isinstance(backups, LeastRequests) else {}
+        known.update((name_of(one), standing.turn) for one, standing in self._standings.items())
+        return known
+
+    def _first_by_turn(self) -> _Standing[C] | None:
+        heap = self._by_turn
+        while heap:
+            turn, number, standing = heap[0]
+            if turn == standing.turn:
+                return standing
+            heapreplace(heap, (standing.turn, number, standing))
+        return None
+
+    def _first_by_load(self) -> _Standing[C]:
+        heap = self._by_load
+        while True:
+            entered, number, standing = heap[0]
+            if entered != standing.load:
+                heappop(heap)  # there is a lower one
+                continue
+            load = standing.load_with_one_more()
+            if load <= entered:
+                return standing
+            standing.load = load
+            heapreplace(heap, (load, number, standing))
+
+    def _enter_all_loads(self) -> None:
+        for standing in self._standings.values():
+            standing.load = standing.load_with_one_more()
+        self._by_load = [
+            (standing.load, standing.number, standing) for standing in self._standings.values()
+        ]
+        heapify(self._by_load)
 
     def _pick_other(self, tried: Container[C], key: bytes, now: float) -> C | None:
-        heap, aside = self._heap, []
-        found = None
-        while heap:
-            entry = heap[0]
-            if self._entries[entry[3]] is entry:
-                if entry[3] not in tried:
-                    found = entry[3]
-                    break
-                aside.append(entry)
-            heappop(heap)
+        """Take out who has been tried, pick, and put them back."""
+        aside = []
+        while (due := self._first_by_turn()) is not None and due.candidate in tried:
+            aside.append(heappop(self._by_turn))
+        if due is None:
+            found = None if self._backups is None else self._backups.pick(tried, key, now)
+        elif due.candidate.in_flight > 0:
+            found = self._pick_idlest(due, tried)
+        else:
+            found = due.candidate
         for entry in aside:
-            heappush(heap, entry)
-        if found is None and self._backups is not None:
-            return self._backups.pick(tried, key, now)
+            heappush(self._by_turn, entry)
         return found
+
+    def _pick_idlest(self, due: _Standing[C], tried: Container[C]) -> C:
+        aside = []
+        while (idlest := self._first_by_load()).candidate in tried:
+            aside.append(heappop(self._by_load))
+        for entry in aside:
+            heappush(self._by_load, entry)
+        if idlest.load <= due.candidate.in_flight * due.turn_step:
+            return idlest.candidate
+        return due.candidate
