@@ -123,6 +123,8 @@ def _unix_path(text: str) -> str:
         raise BadAddressError(
             f'"{text}" has no absolute path', f'write "unix:/{path.lstrip("./")}"'
         )
-    if "\0" in path or len(path.encode()) > UNIX_PATH_MAX:
+    if not path.isprintable():
+        raise BadAddressError("a path here has no control characters")
+    if len(path.encode()) > UNIX_PATH_MAX:
         raise BadAddressError(f"a unix socket's path has at most {UNIX_PATH_MAX} bytes")
     return path

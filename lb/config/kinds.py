@@ -50,6 +50,7 @@ _BYTES = {
     "KB": 10**3,
     "B": 1,
 }
+_OUTPUT_WORDS = {"stdout", "stderr", "off", "none", "syslog", "-"}
 _PERCENT = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)%")
 
 
@@ -138,15 +139,39 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Text(Kind):
-    """Any text without control characters, unless `lines` allows some."""
+    """Text that can go onto a line: not empty, no control characters, unless told so."""
 
     lines: bool = False
+    empty: bool = False
 
     def read(self, value: object) -> str:
-        """Take text that can go into a header or onto a line."""
+        """Take text."""
         text = self.text(value)
+        if not text and not self.empty:
+            raise wrong("this cannot be empty", "leave it out")
         if not self.lines and not text.isprintable():
             raise wrong("this text holds control characters")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Kind):
+    """Where lines go: one of a few words, or a path."""
+
+    options: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Say in words what may stand here."""
+        return ", ".join(f'"{option}"' for option in self.options) + " or a path"
+
+    def read(self, value: object) -> str:
+        """Take a word or a path; a word that is meant for another key is no path."""
+        text = Text().read(value)
+        if text in _OUTPUT_WORDS and text not in self.options:
+            raise wrong(
+                f"{shown(text)} is not one of {', '.join(self.options)}",
+                f'write "./{text}" for a file of that name',
+            )
         return text
 
 

@@ -11,13 +11,18 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from lb.config.kinds import (
     NAME_MAX,
-    BackendAddress,
     Choice,
     Duration,
     Flag,
@@ -25,6 +30,7 @@ from lb.config.kinds import (
     LogFormat,
     Name,
     OrOne,
+    Output,
     Share,
     Size,
     Text,
@@ -34,18 +40,46 @@ from lb.config.kinds import (
     wrong,
 )
 from lb.config.requests import (
-    BackendHost,
     HeaderName,
     HostPattern,
     Method,
     PathPattern,
     RequestKey,
-    Statuses,
     UrlPath,
 )
+from lb.config.section import Section, restart
+from lb.config.upstreams import (
+    Backend,
+    Drain,
+    Health,
+    Keepalive,
+    Retries,
+    Upstream,
+    UpstreamTimeouts,
+)
+
+__all__ = [
+    "AccessLog",
+    "Admin",
+    "Backend",
+    "Config",
+    "Drain",
+    "Health",
+    "Keepalive",
+    "Listener",
+    "ListenerLimits",
+    "ListenerTimeouts",
+    "Log",
+    "Node",
+    "Respond",
+    "Retries",
+    "Route",
+    "Section",
+    "Upstream",
+    "UpstreamTimeouts",
+]
 
 WORKERS_MAX = 256
-WEIGHT_MAX = 1000
 CONNECTIONS_MAX = 1_000_000
 REDIRECTS = {301, 302, 303, 307, 308}
 BODILESS = {204, 205, 304}
@@ -55,19 +89,6 @@ def host_name() -> str:
     """Name this machine in letters that a name may have; the default of `node.name`."""
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:NAME_MAX]
     return name if name.strip(".") else "lb"
-
-
-class Section(BaseModel):
-    """A table of the file. Unknown keys are errors; values do not change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-    noun: ClassVar[str]
-    later: ClassVar[frozenset[str]] = frozenset()
-
-
-def restart(default: Any, description: str, **more: Any) -> Any:
-    """Declare a key whose change acts only after a restart or `lb upgrade`."""
-    return Field(default, description=description, json_schema_extra={"restart": True}, **more)
 
 
 class Node(Section):
@@ -140,7 +161,7 @@ class Log(Section):
     level: Annotated[str, Choice(("debug", "info", "warning", "error"))] = restart(
         "info", "The least severe line to write."
     )
-    output: Annotated[str, Text()] = restart(
+    output: Annotated[str, Output(("stderr", "stdout"))] = restart(
         "stderr", 'A path (beside the file, if relative), "stderr" or "stdout".'
     )
     format: Annotated[str, Choice(("text", "json"))] = restart(
@@ -153,7 +174,7 @@ class AccessLog(Section):
 
     noun = "[access_log]"
 
-    output: Annotated[str, Text()] = Field(
+    output: Annotated[str, Output(("stdout", "off"))] = Field(
         default="stdout",
         description='A path (beside the file, if relative), "stdout" or "off".',
         examples=["/var/log/lb/access.log"],
@@ -244,7 +265,7 @@ class Respond(Section):
     location: Annotated[str, Text()] | None = Field(
         default=None, description="Where a redirect leads.", examples=["https://example.com/"]
     )
-    body: Annotated[str, Text(lines=True)] = Field(
+    body: Annotated[str, Text(lines=True, empty=True)] = Field(
         default="", description="The body, as plain text."
     )
 
@@ -293,7 +314,7 @@ class Route(Section):
     method: Annotated[list[Annotated[str, Method()]], OrOne()] = Field(
         default=[], description="Only these methods; others get 405.", examples=[["GET", "POST"]]
     )
-    header: dict[Annotated[str, HeaderName()], Annotated[str, Text()]] = Field(
+    header: dict[Annotated[str, HeaderName()], Annotated[str, Text(empty=True)]] = Field(
         default={},
         description="Only where these headers have exactly these values.",
         examples=[{"x-canary": "1"}],
@@ -322,6 +343,16 @@ class Route(Section):
         default=0.0, description='For the whole exchange, retries included; "0s": none.'
     )
 
+    @field_validator("header", mode="before")
+    @classmethod
+    def _headers_differ(cls, value: object) -> object:
+        seen: set[str] = set()
+        for name in value if isinstance(value, dict) else ():
+            if str(name).lower() in seen:
+                raise wrong(f"{shown(name)} is here twice", "case makes no difference", at=(name,))
+            seen.add(str(name).lower())
+        return value
+
     @model_validator(mode="after")
     def _fits(self) -> Route:
         if self.upstream is not None and self.respond is not None:
@@ -347,211 +378,6 @@ class Route(Section):
         if self.upstream is None:
             return []
         return [self.upstream] if isinstance(self.upstream, str) else list(self.upstream)
-
-
-class Backend(Section):
-    """One server of an upstream, as the file knows it."""
-
-    noun = "a backend"
-    later = frozenset({"ttl", "labels"})
-
-    address: Annotated[str, BackendAddress()] = Field(
-        description="Where it is.", examples=["10.0.0.5:80"]
-    )
-    name: Annotated[str, Name()] | None = Field(
-        default=None, description="A name that stays when the address changes.", examples=["app-1"]
-    )
-    weight: Annotated[int, Whole(0, WEIGHT_MAX)] = Field(
-        default=1,
-        description="Its part of the traffic, against the others' weights; 0: nothing new.",
-    )
-    backup: Annotated[bool, Flag()] = Field(
-        default=False, description="Used only where no other backend is left."
-    )
-
-    @property
-    def key(self) -> str:
-        """What it is called in URLs, metrics and hashing."""
-        return self.name if self.name is not None else self.address
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: object) -> object:
-        return {"address": value} if isinstance(value, str | int | float) else value
-
-
-class Health(Section):
-    """An active check: made only with a path, or with type = "tcp"."""
-
-    noun = "a health check"
-
-    type: Annotated[str, Choice(("http", "tcp"))] = Field(
-        default="http", description='"http" asks for path; "tcp" only connects.'
-    )
-    path: Annotated[str, UrlPath(query=True)] | None = Field(
-        default=None,
-        description="What to ask for; without it there is no check.",
-        examples=["/healthz"],
-    )
-    interval: Annotated[float, Duration(zero=False)] = Field(
-        default=5.0, description="From check to check, give or take a fifth."
-    )
-    timeout: Annotated[float, Duration(zero=False)] = Field(
-        default=2.0, description="How long one check may take, connecting included."
-    )
-    rise: Annotated[int, Whole(1, 100)] = Field(
-        default=2, description="Good checks in a row that make it healthy."
-    )
-    fall: Annotated[int, Whole(1, 100)] = Field(
-        default=3, description="Bad checks in a row that make it unhealthy."
-    )
-    expect: Annotated[str, Statuses()] = Field(
-        default="200-399", description="The statuses that are good."
-    )
-    port: Annotated[int, Whole(1, 65535)] | None = Field(
-        default=None, description="Check this port, not the backend's own.", examples=[8081]
-    )
-    host: Annotated[str, Text()] | None = Field(
-        default=None, description="The Host to send; default: the backend's address."
-    )
-    body: Annotated[str, Text(lines=True)] | None = Field(
-        default=None, description="Text that the answer's body must hold.", examples=["ok"]
-    )
-
-    @property
-    def active(self) -> bool:
-        """Whether there is anything to check."""
-        return self.type == "tcp" or self.path is not None
-
-    @property
-    def expected(self) -> tuple[tuple[int, int], ...]:
-        """The good statuses as ranges, both ends included."""
-        found = (part.split("-") for part in self.expect.split(","))
-        return tuple((int(ends[0]), int(ends[-1])) for ends in found)
-
-
-class Retries(Section):
-    """When another backend is asked."""
-
-    noun = "an upstream's retries"
-    later = frozenset({"statuses", "non_idempotent"})
-
-    attempts: Annotated[int, Whole(1, 10)] = Field(
-        default=2, description="All tries of one request, the first included."
-    )
-    budget: Annotated[float, Share()] = Field(
-        default=0.2, description="Retries under way, at most, as a share of running requests."
-    )
-
-
-class UpstreamTimeouts(Section):
-    """How long a backend may take."""
-
-    noun = "an upstream's timeouts"
-    later = frozenset({"tunnel"})
-
-    connect: Annotated[float, Duration(zero=False)] = Field(
-        default=3.0, description="To connect; then the next backend is tried."
-    )
-    response: Annotated[float, Duration(zero=False)] = Field(
-        default=30.0, description="From the request to the end of the answer's head; then 504."
-    )
-    stall: Annotated[float, Duration(zero=False)] = Field(
-        default=60.0, description="How long an answer may pause between two reads."
-    )
-
-
-class Keepalive(Section):
-    """Connections to backends that are kept for the next request."""
-
-    noun = "an upstream's keepalive"
-
-    idle_max: Annotated[int, Whole(0, 10_000)] = Field(
-        default=64, description="Unused connections kept for each backend, in each worker."
-    )
-    idle: Annotated[float, Duration()] = Field(
-        default=4.0,
-        description="How long an unused one is kept; shorter than the backends' own time.",
-    )
-
-
-class Drain(Section):
-    """How a backend leaves that still has requests."""
-
-    noun = "an upstream's drain"
-
-    soft: Annotated[float, Duration()] = Field(
-        default=30.0, description="How long what runs goes on undisturbed."
-    )
-    force: Annotated[float, Duration()] = Field(
-        default=300.0, description="When the rest of it is cut."
-    )
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Drain:
-        if self.force < self.soft:
-            raise wrong("force comes before soft", "make it the longer one", at=("force",))
-        return self
-
-
-class Upstream(Section):
-    """A named set of backends, with one way of choosing among them."""
-
-    noun = "an upstream"
-    later = frozenset({"outlier", "limits", "slow_start", "tls", "send_proxy"})
-
-    balance: Annotated[
-        str,
-        Choice(
-            ("round_robin", "random", "least_requests", "two_choices", "hash", "peak_ewma"),
-            also=(("weighted", "round_robin"),),
-        ),
-    ] = Field(default="round_robin", description="How to choose; every way honours weights.")
-    hash_key: Annotated[str, RequestKey(("client_ip", "path"))] = Field(
-        default="client_ip",
-        description='For "hash": "client_ip", "header:NAME", "cookie:NAME" or "path".',
-    )
-    backends: Annotated[list[Backend], OrOne()] | None = Field(
-        default=None,
-        description="The backends. Left out: the file says nothing about them. []: none.",
-        examples=[["10.0.0.4:80", {"address": "10.0.0.5:80", "weight": 3}]],
-    )
-    health: Health | None = Field(
-        default=None, description="The active check.", examples=[{"path": "/healthz"}]
-    )
-    panic: Annotated[float, Share()] = Field(
-        default=0.3, description='Less than this usable: health is ignored, visibly; "0%": never.'
-    )
-    min_active: Annotated[float, Share()] = Field(
-        default=0.0, description="A change that would leave fewer active backends is refused."
-    )
-    retries: Retries = Field(default=Retries(), description="When another is asked.")
-    timeouts: UpstreamTimeouts = Field(
-        default=UpstreamTimeouts(), description="How long a backend may take."
-    )
-    keepalive: Keepalive = Field(
-        default=Keepalive(), description="Connections kept for the next request."
-    )
-    drain: Drain = Field(
-        default=Drain(), description="How a backend leaves that still has requests."
-    )
-    host: Annotated[str, BackendHost()] = Field(
-        default="keep",
-        description='The Host that backends see: "keep", "backend" (its address), or a name.',
-    )
-
-    @model_validator(mode="after")
-    def _backends_differ(self) -> Upstream:
-        seen: dict[str, int] = {}
-        for index, backend in enumerate(self.backends or ()):
-            if backend.key in seen:
-                raise wrong(
-                    f"{shown(backend.key)} is here twice",
-                    "give them different names, or one of them more weight",
-                    at=("backends", str(index)),
-                )
-            seen[backend.key] = index
-        return self
 
 
 class Config(Section):

@@ -70,6 +70,10 @@ TWO = "[upstream.a]\n[upstream.b]\n"
         ),
         ('[upstream.a]\ndrain = { soft = "10m" }', ["2:9 force comes before soft"]),
         ("[upstream.a]\ndrain.force = '1s'", ["2:15 force comes before soft"]),
+        (
+            '[route.a]\nheader = { X-A = "1", x-a = "2" }\nupstream = "a"\n' + TWO,
+            ['2:29 "x-a" is here twice'],
+        ),
         # Answers of our own.
         ('[route.a]\nrespond = { status = 204, body = "x" }', ["2:34 a 204 has no body"]),
         ("[route.a]\nrespond = { status = 199 }", ["2:22 199 is out of range"]),

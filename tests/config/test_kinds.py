@@ -18,6 +18,7 @@ from lb.config.kinds import (
     ListenAddress,
     LogFormat,
     Name,
+    Output,
     Share,
     Size,
     Text,
@@ -36,6 +37,7 @@ from lb.config.requests import (
 )
 
 LEVEL = Choice(("info", "warning"), also=(("warn", "warning"),))
+OUTPUT = Output(("stdout", "off"))
 KEY = RequestKey(("client_ip", "path"))
 
 
@@ -64,6 +66,10 @@ KEY = RequestKey(("client_ip", "path"))
         (LEVEL, "warn", "warning"),
         (Name(), "api.v1_x-2", "api.v1_x-2"),
         (Text(), "ä b", "ä b"),
+        (Text(empty=True), "", ""),
+        (Text(lines=True), "a\nb", "a\nb"),
+        (OUTPUT, "off", "off"),
+        (OUTPUT, "./stderr", "./stderr"),
         (LogFormat(), "{client} {status}", "{client} {status}"),
         (ListenAddress(), ":8080", ":8080"),
         (ListenAddress(), "0.0.0.0:80", "0.0.0.0:80"),
@@ -133,6 +139,10 @@ def test_taken(kind: Kind, written: Any, value: Any) -> None:
         (Name(), "..", '".." is not a name', None),
         (Name(), "x" * 64, f'"{"x" * 60}..." is not a name', None),
         (Text(), "a\nb", "this text holds control characters", ""),
+        (Text(), "", "this cannot be empty", "leave it out"),
+        (OUTPUT, "stderr", '"stderr" is not one of stdout, off', None),
+        (OUTPUT, "", "this cannot be empty", "leave it out"),
+        (ListenAddress(), "unix:/a\nb", "a path here has no control characters", ""),
         (Text(), 5, "5 is not text", 'write "5"'),
         (LogFormat(), "{statsu}", '"statsu" is not a field of the access log', None),
         (

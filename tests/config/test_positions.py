@@ -200,6 +200,24 @@ def test_what_is_no_toml_does_no_harm(text: str) -> None:
         scan(text)
 
 
+TOKENS = st.sampled_from(
+    [
+        *("a", "b", '"c"', "'d'", '"""e"""', "'''f'''", ".", "=", "1", "[", "]", "[[", "]]"),
+        *("{", "}", ",", "\n", " ", "# x", '"', "'", "\\", "a = ", "[a]\n", "[[a]]\n", "= 1\n"),
+    ]
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(TOKENS, max_size=20).map("".join))
+def test_whatever_tomllib_accepts_is_read(text: str) -> None:
+    try:
+        tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return
+    check(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,0 +1,20 @@
+"""What every table of the file is made of."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A table of the file. Unknown keys are errors; values do not change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    noun: ClassVar[str]
+    later: ClassVar[frozenset[str]] = frozenset()
+
+
+def restart(default: Any, description: str, **more: Any) -> Any:
+    """Declare a key whose change acts only after a restart or `lb upgrade`."""
+    return Field(default, description=description, json_schema_extra={"restart": True}, **more)

@@ -1,0 +1,230 @@
+"""The shape of `[upstream.NAME]`: backends, checks, and how both are used."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from lb.config.kinds import (
+    BackendAddress,
+    Choice,
+    Duration,
+    Flag,
+    Name,
+    OrOne,
+    Share,
+    Text,
+    Whole,
+    shown,
+    wrong,
+)
+from lb.config.requests import BackendHost, RequestKey, Statuses, UrlPath
+from lb.config.section import Section
+
+WEIGHT_MAX = 1000
+
+
+class Backend(Section):
+    """One server of an upstream, as the file knows it."""
+
+    noun = "a backend"
+    later = frozenset({"ttl", "labels"})
+
+    address: Annotated[str, BackendAddress()] = Field(
+        description="Where it is.", examples=["10.0.0.5:80"]
+    )
+    name: Annotated[str, Name()] | None = Field(
+        default=None, description="A name that stays when the address changes.", examples=["app-1"]
+    )
+    weight: Annotated[int, Whole(0, WEIGHT_MAX)] = Field(
+        default=1,
+        description="Its part of the traffic, against the others' weights; 0: nothing new.",
+    )
+    backup: Annotated[bool, Flag()] = Field(
+        default=False, description="Used only where no other backend is left."
+    )
+
+    @property
+    def key(self) -> str:
+        """What it is called in URLs, metrics and hashing."""
+        return self.name if self.name is not None else self.address
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        return {"address": value} if isinstance(value, str | int | float) else value
+
+
+class Health(Section):
+    """An active check: made only with a path, or with type = "tcp"."""
+
+    noun = "a health check"
+
+    type: Annotated[str, Choice(("http", "tcp"))] = Field(
+        default="http", description='"http" asks for path; "tcp" only connects.'
+    )
+    path: Annotated[str, UrlPath(query=True)] | None = Field(
+        default=None,
+        description="What to ask for; without it there is no check.",
+        examples=["/healthz"],
+    )
+    interval: Annotated[float, Duration(zero=False)] = Field(
+        default=5.0, description="From check to check, give or take a fifth."
+    )
+    timeout: Annotated[float, Duration(zero=False)] = Field(
+        default=2.0, description="How long one check may take, connecting included."
+    )
+    rise: Annotated[int, Whole(1, 100)] = Field(
+        default=2, description="Good checks in a row that make it healthy."
+    )
+    fall: Annotated[int, Whole(1, 100)] = Field(
+        default=3, description="Bad checks in a row that make it unhealthy."
+    )
+    expect: Annotated[str, Statuses()] = Field(
+        default="200-399", description="The statuses that are good."
+    )
+    port: Annotated[int, Whole(1, 65535)] | None = Field(
+        default=None, description="Check this port, not the backend's own.", examples=[8081]
+    )
+    host: Annotated[str, Text()] | None = Field(
+        default=None, description="The Host to send; default: the backend's address."
+    )
+    body: Annotated[str, Text(lines=True)] | None = Field(
+        default=None, description="Text that the answer's body must hold.", examples=["ok"]
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to check."""
+        return self.type == "tcp" or self.path is not None
+
+    @property
+    def expected(self) -> tuple[tuple[int, int], ...]:
+        """The good statuses as ranges, both ends included."""
+        found = (part.split("-") for part in self.expect.split(","))
+        return tuple((int(ends[0]), int(ends[-1])) for ends in found)
+
+
+class Retries(Section):
+    """When another backend is asked."""
+
+    noun = "an upstream's retries"
+    later = frozenset({"statuses", "non_idempotent"})
+
+    attempts: Annotated[int, Whole(1, 10)] = Field(
+        default=2, description="All tries of one request, the first included."
+    )
+    budget: Annotated[float, Share()] = Field(
+        default=0.2, description="Retries under way, at most, as a share of running requests."
+    )
+
+
+class UpstreamTimeouts(Section):
+    """How long a backend may take."""
+
+    noun = "an upstream's timeouts"
+    later = frozenset({"tunnel"})
+
+    connect: Annotated[float, Duration(zero=False)] = Field(
+        default=3.0, description="To connect; then the next backend is tried."
+    )
+    response: Annotated[float, Duration(zero=False)] = Field(
+        default=30.0, description="From the request to the end of the answer's head; then 504."
+    )
+    stall: Annotated[float, Duration(zero=False)] = Field(
+        default=60.0, description="How long an answer may pause between two reads."
+    )
+
+
+class Keepalive(Section):
+    """Connections to backends that are kept for the next request."""
+
+    noun = "an upstream's keepalive"
+
+    idle_max: Annotated[int, Whole(0, 10_000)] = Field(
+        default=64, description="Unused connections kept for each backend, in each worker."
+    )
+    idle: Annotated[float, Duration()] = Field(
+        default=4.0,
+        description="How long an unused one is kept; shorter than the backends' own time.",
+    )
+
+
+class Drain(Section):
+    """How a backend leaves that still has requests."""
+
+    noun = "an upstream's drain"
+
+    soft: Annotated[float, Duration()] = Field(
+        default=30.0, description="How long what runs goes on undisturbed."
+    )
+    force: Annotated[float, Duration()] = Field(
+        default=300.0, description="When the rest of it is cut."
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Drain:
+        if self.force < self.soft:
+            raise wrong("force comes before soft", "make it the longer one", at=("force",))
+        return self
+
+
+class Upstream(Section):
+    """A named set of backends, with one way of choosing among them."""
+
+    noun = "an upstream"
+    later = frozenset({"outlier", "limits", "slow_start", "tls", "send_proxy"})
+
+    balance: Annotated[
+        str,
+        Choice(
+            ("round_robin", "random", "least_requests", "two_choices", "hash", "peak_ewma"),
+            also=(("weighted", "round_robin"),),
+        ),
+    ] = Field(default="round_robin", description="How to choose; every way honours weights.")
+    hash_key: Annotated[str, RequestKey(("client_ip", "path"))] = Field(
+        default="client_ip",
+        description='For "hash": "client_ip", "header:NAME", "cookie:NAME" or "path".',
+    )
+    backends: Annotated[list[Backend], OrOne()] | None = Field(
+        default=None,
+        description="The backends. Left out: the file says nothing about them. []: none.",
+        examples=[["10.0.0.4:80", {"address": "10.0.0.5:80", "weight": 3}]],
+    )
+    health: Health | None = Field(
+        default=None, description="The active check.", examples=[{"path": "/healthz"}]
+    )
+    panic: Annotated[float, Share()] = Field(
+        default=0.3, description='Less than this usable: health is ignored, visibly; "0%": never.'
+    )
+    min_active: Annotated[float, Share()] = Field(
+        default=0.0, description="A change that would leave fewer active backends is refused."
+    )
+    retries: Retries = Field(default=Retries(), description="When another is asked.")
+    timeouts: UpstreamTimeouts = Field(
+        default=UpstreamTimeouts(), description="How long a backend may take."
+    )
+    keepalive: Keepalive = Field(
+        default=Keepalive(), description="Connections kept for the next request."
+    )
+    drain: Drain = Field(
+        default=Drain(), description="How a backend leaves that still has requests."
+    )
+    host: Annotated[str, BackendHost()] = Field(
+        default="keep",
+        description='The Host that backends see: "keep", "backend" (its address), or a name.',
+    )
+
+    @model_validator(mode="after")
+    def _backends_differ(self) -> Upstream:
+        seen: dict[str, int] = {}
+        for index, backend in enumerate(self.backends or ()):
+            if backend.key in seen:
+                raise wrong(
+                    f"{shown(backend.key)} is here twice",
+                    "give them different names, or one of them more weight",
+                    at=("backends", str(index)),
+                )
+            seen[backend.key] = index
+        return self
