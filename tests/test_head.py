@@ -104,7 +104,9 @@ def test_equal_lengths_of_a_response_are_one() -> None:
 
 
 def test_connection_cannot_take_out_what_routes_or_frames() -> None:
-    block = b"\r\nHost: a\r\nConnection: host, content-length, X-A\r\nX-A: 1\r\nContent-Length: 3\r\n"
+    block = (
+        b"\r\nHost: a\r\nConnection: host, content-length, X-A\r\nX-A: 1\r\nContent-Length: 3\r\n"
+    )
 
     read = read_request_fields(block, 100)
 
@@ -133,7 +135,12 @@ def test_values_and_cookies() -> None:
     block = b"\r\nCookie: a=1; b=2\r\nX-A:  one \r\nCOOKIE: c=3\r\nx-a: two\r\n"
 
     assert field_values(block, b"x-a") == [b"one", b"two"]
-    assert [cookie_value(block, name) for name in (b"a", b"b", b"c", b"d")] == [b"1", b"2", b"3", None]
+    assert [cookie_value(block, name) for name in (b"a", b"b", b"c", b"d")] == [
+        b"1",
+        b"2",
+        b"3",
+        None,
+    ]
 
 
 def test_absolute_targets() -> None:

@@ -31,7 +31,9 @@ def parse(octets: bytes, method: str) -> tuple[h11.Response, bytes]:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("status", [200, 204, 304, 308, 400, 404, 405, 408, 413, 414, 431, 502, 503, 504])
+@pytest.mark.parametrize(
+    "status", [200, 204, 304, 308, 400, 404, 405, 408, 413, 414, 431, 502, 503, 504]
+)
 @given(end=st.sampled_from(["ok", *PROXY_ERRORS]), detail=st.text(max_size=80))
 def test_replies_are_valid(method: str, status: int, end: str, detail: str) -> None:
     reply = Reply(status, end, detail)

@@ -322,7 +322,7 @@ class ClientConnection:
             self._phase = _BODY
             self.deadline = started + self.plan.timeouts.stall
         self._desk.open_exchange(self, head, started)
-        if self._buffer:
+        if self._buffer and self._phase is not _IDLE:  # If it is, `_go_on` has been called.
             data, self._buffer = self._buffer, b""
             self.data_received(data)
 

@@ -37,7 +37,11 @@ class Listeners:
         def accept() -> ClientConnection:
             return self._switchboard.accept(address)
 
-        server = await self._loop.create_server(accept, sock=sock.dup(), backlog=BACKLOG)  # type: ignore[arg-type]
+        if sock.family == socket.AF_UNIX:
+            making = self._loop.create_unix_server(accept, sock=sock.dup(), backlog=BACKLOG)  # type: ignore[arg-type]
+        else:
+            making = self._loop.create_server(accept, sock=sock.dup(), backlog=BACKLOG)  # type: ignore[arg-type]
+        server = await making
         self._servers[address, slot] = (server, sock)
 
     async def close(self, address: str, slot: int) -> None:

@@ -197,6 +197,8 @@ class Switchboard:
         started: float,
     ) -> None:
         method, path = head.method, head.target
+        if method == b"CONNECT":
+            raise ClientError(501, "tunnels are not made here")
         if path == b"*" and method == b"OPTIONS":
             path = b"/"
         elif path[:1] != b"/":

@@ -112,6 +112,7 @@ class LiveUpstream:
         self._rng = rng
         self._endpoints: dict[tuple[str, str], LiveEndpoint] = {}
         self._leaving: set[LiveEndpoint] = set()
+        self._panic = meters.gauge("lb_upstream_panic", upstream=name)
         self.balancer: Balancer[LiveEndpoint] = make("round_robin", (), rng)
 
     def install(
@@ -139,6 +140,7 @@ class LiveUpstream:
             self._leaving.add(gone)
         judged = [(live, live.health) for live in self._endpoints.values()]
         usable, self.panicking = eligible(judged, policy.panic)
+        self._meters.view[self._panic] = self.panicking
         self.balancer = make(policy.balance, usable, self._rng, self.balancer)
 
     def pick(self, tried: Container[LiveEndpoint], key: bytes, now: float) -> LiveEndpoint | None:

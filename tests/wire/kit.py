@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -224,10 +225,8 @@ class Connection:
 
     def close(self) -> None:
         """Close so that the other side notices although a thread may be reading."""
-        try:
+        with suppress(OSError):  # Closed already, by us or by the proxy.
             self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # Closed already, by us or by the proxy.
         self.sock.close()
 
     def _until(self, end: bytes) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 
 import pytest
 
@@ -24,7 +25,9 @@ GET_CLOSE = b"GET / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n"
 
 def test_request_and_response_pass() -> None:
     with Origin(answering(response(b"hello", b"X-Kept: 1"))) as origin, Proxy([origin]) as proxy:
-        answer = proxy.talk(b"GET /a%2fb?x=1 HTTP/1.1\r\nHost: A.example\r\nConnection: close\r\n\r\n")
+        answer = proxy.talk(
+            b"GET /a%2fb?x=1 HTTP/1.1\r\nHost: A.example\r\nConnection: close\r\n\r\n"
+        )
 
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\nX-Kept: 1\r\nContent-Length: 5\r\nDate: ")
@@ -118,6 +121,18 @@ def test_pipelined_requests_are_answered_in_order() -> None:
     assert bodies == [b"/%d" % n for n in range(500)]
 
 
+def test_thousands_sent_ahead_that_we_answer_ourselves() -> None:
+    """Each answer is ready at once: the next must not be begun from within it."""
+    listener = Listener("web", ("127.0.0.1:0",), upstream=None)
+    routes = [Route("other", path="/other", upstream="app")]
+    with Proxy([], listener=listener, routes=routes) as proxy, proxy.connect() as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 5000)
+        received = read_all(sock)
+
+    assert received.count(b"HTTP/1.1 404 ") == 1000, "and then the connection has carried enough"
+    assert received.count(b"Connection: close") == 1
+
+
 @pytest.mark.parametrize("size", [0, 1, 70_000, 1_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_uploads(size: int, chunked: bool) -> None:
@@ -134,7 +149,9 @@ def test_uploads(size: int, chunked: bool) -> None:
                 + b"0\r\nX-Trailer: gone\r\n\r\n"
             )
         else:
-            sock.sendall(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + body)
+            sock.sendall(
+                b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + body
+            )
         assert read_response(sock)[1] == b"ok"
         sock.sendall(GET)
         assert read_response(sock)[1] == b"ok"
@@ -161,7 +178,10 @@ def unchunk(octets: bytes) -> bytes:
     return b"".join(pieces)
 
 
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
+)
 
 
 def test_chunked_response_is_framed_anew() -> None:
@@ -244,7 +264,9 @@ def test_expectation_goes_on_and_its_answer_comes_back() -> None:
         connection.send(response(b"thanks"))
 
     with Origin(script) as origin, Proxy([origin]) as proxy, proxy.connect() as sock:
-        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+        sock.sendall(
+            b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+        )
         assert sock.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"body")
         assert read_response(sock)[1] == b"thanks"
@@ -258,7 +280,9 @@ def test_early_answer_reaches_a_client_that_still_sends() -> None:
             pass
 
     with Origin(script) as origin, Proxy([origin]) as proxy, proxy.connect() as sock:
-        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 300_000)
+        sock.sendall(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 300_000
+        )
         answer = read_all(sock)
 
     assert answer.startswith(b"HTTP/1.1 401")
@@ -267,16 +291,18 @@ def test_early_answer_reaches_a_client_that_still_sends() -> None:
 
 
 def test_half_closed_client_gets_its_answer() -> None:
-    with Origin(answering(response(b"still"))) as origin, Proxy([origin]) as proxy:
-        with proxy.connect() as sock:
-            sock.sendall(GET)
-            sock.shutdown(1)
-            assert read_all(sock).endswith(b"still")
+    still = answering(response(b"still"))
+    with Origin(still) as origin, Proxy([origin]) as proxy, proxy.connect() as sock:
+        sock.sendall(GET)
+        sock.shutdown(socket.SHUT_WR)
+        assert read_all(sock).endswith(b"still")
 
 
 def test_absolute_form_decides_the_host() -> None:
     with Origin(answering(response())) as origin, Proxy([origin]) as proxy:
-        proxy.talk(b"GET http://real.example/p?q HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n")
+        proxy.talk(
+            b"GET http://real.example/p?q HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n"
+        )
 
     [request] = origin.requests
     assert request.startswith(b"GET /p?q HTTP/1.1\r\n")
@@ -285,7 +311,8 @@ def test_absolute_form_decides_the_host() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "host"), [("keep", b"a.example"), ("backend", None), ("fixed.example", b"fixed.example")]
+    ("policy", "host"),
+    [("keep", b"a.example"), ("backend", None), ("fixed.example", b"fixed.example")],
 )
 def test_host_policy(policy: str, host: bytes | None) -> None:
     upstream = Upstream("app", host=policy)
