@@ -60,12 +60,11 @@ class Controller:
         self._asked = False  # For readiness, since the last beat.
         self._stopping = False
         self._begun = False
-        self._reload_waits = False
         self._pid, self._started = 0, 0.0  # The supervisor's.
         self._reloads = {"ok": 0, "failed": 0}
         self._error: str | None = None
         self._linked: dict[int, Stream] = {}
-        self._early_links: list[tuple[int, socket.socket]] = []
+        self._early: list[tuple[Message, list[int]]] = []  # Links and reloads before we can.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: list[Callable[[], Awaitable[None]]] = []  # In the order of opening.
         self._reading: Reading | None = None
@@ -116,12 +115,9 @@ class Controller:
         self._supervising.forget(held - set(addresses))
         self._publisher.publish()
         self._begun = True
-        for slot, sock in self._early_links:
-            self._spawn(self._link(slot, sock))
-        self._early_links.clear()
+        for message, descriptors in self._early:
+            self._told(message, descriptors)
         await self._open_admin(socks)
-        if self._reload_waits:
-            self._take_reload({}, [])
 
     async def _config_to_start_with(self, kept: Edition | None) -> InForce:
         """Take what was in force; only an instance that starts reads its file."""
@@ -235,17 +231,16 @@ class Controller:
         self._supervising.take_workers(message)
 
     def _take_link(self, message: Message, fds: list[int]) -> None:
-        sock = socket.socket(fileno=fds[0])
         if self._begun:
-            self._spawn(self._link(message["slot"], sock))
+            self._spawn(self._link(message["slot"], socket.socket(fileno=fds[0])))
         else:
-            self._early_links.append((message["slot"], sock))
+            self._early.append((message, fds))
 
-    def _take_reload(self, _: Message, __: list[int]) -> None:
+    def _take_reload(self, message: Message, fds: list[int]) -> None:
         if self._begun:
             self._spawn(self._reload_and_say(By(member=self._name, source="signal")))
         else:
-            self._reload_waits = True
+            self._early.append((message, fds))
 
     def _take_unready(self, _: Message, __: list[int]) -> None:
         self._stopping = True

@@ -42,9 +42,11 @@ def parse(address: str) -> Place:
     """Understand `ip:port`, `[ip6]:port`, `:port` and `unix:/path`."""
     if address.startswith("unix:"):
         return Place(socket.AF_UNIX, address.removeprefix("unix:"))
-    host, _, digits = address.rpartition(":")
+    host, colon, digits = address.rpartition(":")
     try:
         port = int(digits)
+        if not host and not colon:
+            raise ValueError("a port alone")
         if not host and socket.has_dualstack_ipv6():
             return Place(socket.AF_INET6, ("::", port), dual=True)
         ip = ip_address(host.strip("[]") or "0.0.0.0")
