@@ -169,9 +169,13 @@ def _kinds_in(annotation: Any) -> Iterator[Kind]:
 
 
 def _unknown(key: str, part: str, section: type[Section]) -> OperatorError:
-    close = get_close_matches(part, list(section.model_fields), n=1)
-    whole = [each for each in keys() if each.endswith(f".{part}")]
-    hint = f'did you mean "{close[0]}"?' if close else ""
-    if not close and whole:
+    known = keys()
+    near = get_close_matches(part, [each.rpartition(".")[2] for each in known], n=1)
+    here = get_close_matches(part, list(section.model_fields), n=1)
+    whole = [each for each in known if near and each.rpartition(".")[2] == near[0]]
+    hint = 'see "lb config doc" for all'
+    if here:
+        hint = f'did you mean "{here[0]}"?'
+    elif whole:
         hint = f"did you mean {' or '.join(whole[:3])}?"
-    return OperatorError(f'"{key}" is not a key', hint or 'see "lb config doc" for all')
+    return OperatorError(f'"{key}" is not a key', hint)

@@ -71,6 +71,7 @@ def test_a_description() -> None:
     [
         ("listner", 'did you mean "listener"?'),
         ("idle", "listener.timeouts.idle"),
+        ("pth", "did you mean route.path or upstream.health.path?"),
         ("listener.timeouts.idle.x", "lb config doc"),
         ("zzz", "lb config doc"),
     ],
