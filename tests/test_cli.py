@@ -130,6 +130,17 @@ def test_a_status_is_told_quickly() -> None:
     assert slow.isdisjoint(loaded)
 
 
+def test_a_supervisor_loads_no_pydantic() -> None:
+    text = "import sys; from lb.cli import running; print(*sys.modules)"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert "lb.supervisor" in loaded
+    assert {"pydantic", "aiohttp", "rich", "prometheus_client"}.isdisjoint(loaded)
+
+
 def test_the_version_is_told() -> None:
     assert run("version").stdout == f"lb {__version__}\n"
     assert run("--version").stdout == f"lb {__version__}\n"

@@ -14,7 +14,7 @@ from lb import demo as lb_demo
 from lb import supervisor
 from lb.cli.client import admin_address
 from lb.config.addresses import BadAddressError, backend_address, listen_address
-from lb.config.load import find_config
+from lb.config.find import find_config
 from lb.errors import UsageError
 
 PORT = click.IntRange(1, 65535)

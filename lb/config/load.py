@@ -8,14 +8,12 @@ from dataclasses import dataclass
 
 from lb.config.checks import warnings
 from lb.config.files import Files
+from lb.config.find import find_config
 from lb.config.judge import judge
 from lb.config.problem import ConfigErrors, Problem
 from lb.config.schema import Config
-from lb.errors import UsageError
 
 __all__ = ["ConfigErrors", "Loaded", "Problem", "find_config", "load"]
-
-DEFAULT_FILES = ("lb.toml", "/etc/lb/lb.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +39,6 @@ def load(path: str, environ: Mapping[str, str]) -> Loaded:
         raise ConfigErrors(files.problems)
     config = _complete(judge(files), os.path.dirname(os.path.abspath(path)), environ)
     return Loaded(config, tuple(files.names), files.digest, warnings(config))
-
-
-def find_config(given: str | None, environ: Mapping[str, str]) -> str:
-    """Say which file to read: the one given, else $LB_CONFIG, ./lb.toml, /etc/lb/lb.toml."""
-    named = given or environ.get("LB_CONFIG")
-    if named:
-        return named
-    for path in DEFAULT_FILES:
-        if os.path.exists(path):
-            return path
-    raise UsageError(
-        f"no configuration: looked for $LB_CONFIG, ./{', '.join(DEFAULT_FILES)}",
-        'name one with -c, or make one with "lb init"',
-    )
 
 
 def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config:
