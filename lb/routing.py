@@ -250,6 +250,12 @@ class _Rule:
         else:
             self.match = Match(Kind.FORWARD, route, route.upstream)
 
+    def takes(self, method: str, headers: Headers) -> bool:
+        return self.open or (
+            (not self.methods or method in self.methods)
+            and (not self.headers or self.fits(headers))
+        )
+
     def fits(self, headers: Headers) -> bool:
         return all(value in headers(name) for name, value in self.headers)
 
@@ -265,7 +271,7 @@ class _Paths:
     def __init__(self, routes: Sequence[Route]) -> None:
         exact: dict[str, list[_Rule]] = {}
         prefixes: dict[str, list[_Rule]] = {}
-        patterns: dict[str, list[_Rule]] = {}
+        patterns: list[tuple[str, _Rule]] = []
         anywhere: list[_Rule] = []
         for route in routes:
             rule, path = _Rule(route), normal_pattern(route.path)
@@ -274,17 +280,15 @@ class _Paths:
             elif path[0] == "=":
                 exact.setdefault(path[1:], []).append(rule)
             elif path[0] == "~":
-                patterns.setdefault(path[1:], []).append(rule)
+                patterns.append((path[1:], rule))
             else:
                 prefixes.setdefault(path.rstrip("/"), []).append(rule)
         self._exact = {path: _ordered(rules) for path, rules in exact.items()}
         self._prefixes = {path: _ordered(rules) for path, rules in prefixes.items()}
         # Not the path's own segments, of which a client may send thousands.
         self._lengths = tuple(sorted({len(path) for path in prefixes}, reverse=True))
-        longest = sorted(patterns, key=lambda pattern: (-len(pattern), pattern))
-        self._patterns = tuple(
-            (re.compile(pattern), _ordered(patterns[pattern])) for pattern in longest
-        )
+        patterns.sort(key=lambda pair: (-len(pair[0]), pair[1].rank))
+        self._patterns = tuple((re.compile(pattern), rule) for pattern, rule in patterns)
         self._any = _ordered(anywhere)
 
     def find(self, path: str, method: str, headers: Headers) -> Match | None:
@@ -301,11 +305,9 @@ class _Paths:
                     match = _first(rules, method, headers)
                     if match is not None:
                         return match
-        for pattern, rules in self._patterns:
-            if pattern.search(path):
-                match = _first(rules, method, headers)
-                if match is not None:
-                    return match
+        for pattern, rule in self._patterns:
+            if rule.takes(method, headers) and pattern.search(path):
+                return rule.match
         return _first(self._any, method, headers) if self._any else None
 
     def all_for(self, path: str) -> Iterator[_Rule]:
@@ -313,9 +315,9 @@ class _Paths:
         for length in self._lengths:
             if path[length : length + 1] in "/":
                 yield from self._prefixes.get(path[:length], ())
-        for pattern, rules in self._patterns:
+        for pattern, rule in self._patterns:
             if pattern.search(path):
-                yield from rules
+                yield rule
         yield from self._any
 
     def single(self) -> Match | None:
@@ -394,10 +396,7 @@ class _Table:
 
 def _first(rules: _Rules, method: str, headers: Headers) -> Match | None:
     for rule in rules:
-        if rule.open or (
-            (not rule.methods or method in rule.methods)
-            and (not rule.headers or rule.fits(headers))
-        ):
+        if rule.open or rule.takes(method, headers):
             return rule.match
     return None
 

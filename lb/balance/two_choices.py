@@ -14,14 +14,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from lb.balance.balancer import Balancer, C, edges_by_weight, first_untried
 
 if TYPE_CHECKING:
     import random
-
-REDRAWS_MAX: Final = 8
 
 
 class TwoChoices(Balancer[C]):
@@ -70,11 +68,15 @@ class TwoChoices(Balancer[C]):
         return busy > 0 and (second.in_flight + 1) * first.weight <= busy * second.weight
 
     def _draw_but(self, taken: int) -> int:
-        for _ in range(REDRAWS_MAX):
-            index = bisect_right(self._edges, self._draw())
-            if index != taken:
-                return index
-        return taken - 1 if taken else 1  # one has nearly all the weight
+        """Draw by weight from all but one: as if its part had been cut out."""
+        edges = self._edges
+        begin = edges[taken - 1] if taken else 0.0
+        width = edges[taken] - begin
+        place = self._draw() * (1 - width)
+        index = bisect_right(edges, place if place < begin else place + width)
+        if index == taken or index == len(edges):  # rounding, once in a very long while
+            return taken - 1 if taken else 1
+        return index
 
     def _pick_other(self, index: int, tried: Container[C], key: bytes, now: float) -> C | None:
         other = first_untried(self._candidates, index, tried)
