@@ -16,6 +16,7 @@ import logging
 import socket
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from lb.control.admin_acts import Acts
 from lb.control.admin_guard import BODY_BYTES_MAX, answer_errors, guard
@@ -35,7 +36,8 @@ HEAD_BYTES_MAX = 16 * 1024
 
 LATER = ("events", "group", "locks", "rollouts", "exchanges", "plugins", "upgrade", "session")
 
-log = logging.getLogger("lb.admin")
+http_log = logging.getLogger("lb.admin.http")
+http_log.addFilter(lambda record: not _is_client_s_fault(record))
 
 
 class AdminServer:
@@ -129,6 +131,7 @@ class _Server:
             self._app,
             access_log=None,
             handle_signals=False,
+            logger=http_log,
             keepalive_timeout=KEEPALIVE_SECONDS,
             max_line_size=HEAD_BYTES_MAX,
             max_field_size=HEAD_BYTES_MAX,
@@ -141,6 +144,11 @@ class _Server:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+
+def _is_client_s_fault(record: logging.LogRecord) -> bool:
+    """Whether aiohttp logs a request that is no HTTP: answered with 400, and nobody's bug."""
+    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
 def _probe_routes(probes: Probes) -> list[web.RouteDef]:

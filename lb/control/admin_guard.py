@@ -29,6 +29,7 @@ BODY_BYTES_MAX = 1024 * 1024
 BODY_SECONDS_MAX = 10.0
 
 HEADERS = {
+    "Server": "accord-lb",
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

@@ -20,6 +20,7 @@ from lb.control.admin_reads import (
 from lb.control.admin_recent import Recent
 from lb.control.desk import Desk
 from lb.control.problems import Problem
+from lb.control.store import UnknownOutcome
 from lb.model import State
 from lb.registry import (
     By,
@@ -98,7 +99,12 @@ class Writes:
         wait = request.query.get("wait")
         if wait not in (None, "all"):
             raise Problem("bad-request", f'"{wait}" is not a value of ?wait', "it takes all")
-        reply = await desk.store.propose(command)
+        try:
+            reply = await desk.store.propose(command)
+        except UnknownOutcome as error:
+            key = command.idempotency_key
+            more = {} if key is None else {"idempotency_key": key}
+            raise Problem("unknown-outcome", error.message, error.hint, **more) from None
         refuse(reply)
         routed = await desk.wait_routed(reply.revision, ROUTED_SECONDS_MAX)
         plain: dict[str, Any] = {"revision": reply.revision, "routed": routed}

@@ -9,6 +9,7 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from platform import python_version
+from socket import create_connection
 from typing import Any
 
 import pytest
@@ -299,6 +300,22 @@ def test_a_bug_is_logged_and_answered_without_its_traceback(
     assert b"Traceback" not in answer.body
     assert b"secret" not in answer.body
     assert "a secret of ours" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "octets", [b"\0garbage\r\n\r\n", b"GET /%b HTTP/1.1\r\n\r\n" % (b"a" * 20_000)]
+)
+def test_what_is_no_http_is_answered_and_not_logged(
+    office: Office, octets: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):  # aiohttp speaks up from the second on.
+            with closing(create_connection(("127.0.0.1", office.port), PATIENCE)) as client:
+                client.sendall(octets)
+                assert b" 400 " in client.recv(1024)
+
+    assert caplog.text == ""
+    assert office.get("/livez").status == 200
 
 
 def test_a_unix_socket_is_out_of_a_browser_s_reach(tmp_path: Path) -> None:

@@ -257,9 +257,10 @@ def test_what_could_not_be_committed_says_so(
 ) -> None:
     office.desk.store = FailingStore(office.desk.store.registry, error)
 
-    answer = office.ask("PATCH", FIRST, {"weight": 2})
+    answer = office.ask("PATCH", FIRST, {"weight": 2}, Idempotency_Key="k")
 
     assert (answer.status, answer.code) == (status, code)
+    assert answer.plain.get("idempotency_key") == ("k" if status == 504 else None)
 
 
 def test_every_refusal_of_the_registry_is_a_problem() -> None:
