@@ -147,11 +147,11 @@ class Controller:
         """Make the parts and tell each of the others' changes."""
         asker = Asker()
         self._prober = Prober(asker, self._verdict_changed, wall_time, random.Random(), self._loop)
-        if kept is not None and CHECKS_PART in kept.parts:
-            self._prober.restore(orjson.loads(kept.parts[CHECKS_PART]))
         self._resolver = Resolver(self._backends_changed)
-        if kept is not None and NAMES_PART in kept.parts:
-            self._resolver.restore(orjson.loads(kept.parts[NAMES_PART]))
+        if kept is not None:
+            # A part is missing where an older program kept the edition.
+            self._prober.restore(orjson.loads(kept.parts.get(CHECKS_PART, b"{}")))
+            self._resolver.restore(orjson.loads(kept.parts.get(NAMES_PART, b"{}")))
         self._publisher = Publisher(
             Composer(self._name, via_of(self._store.registry.id, self._name)),
             self._sources,

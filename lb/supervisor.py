@@ -538,7 +538,7 @@ class Supervisor:
         if slot.lend_timer is not None:
             slot.lend_timer.cancel()
             slot.lend_timer = None
-        if slot.serving is not None or slot.borrower is not None:
+        if slot.serving is not None or slot.borrower is not None or not self._own_queues():
             return
         able = [each.number for each in self._slots if each.serving is not None]
         if not able:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from journeys.conftest import Make, config_of
-from journeys.kit import PATIENCE, Answer, Backend, Daemon, alive, ask, loaded, until
+from journeys.kit import PATIENCE, ROOT, Answer, Backend, Daemon, alive, ask, loaded, until
 
 HEALTH = 'health = { path = "/healthz", interval = "60s" }'
 
@@ -276,6 +277,54 @@ def test_hup_reloads_listeners_included(daemon: Make, backends: list[Backend]) -
     assert answers(one, 20) == {"a", "b"}
 
 
+def test_a_reload_onto_a_port_in_use_changes_nothing(daemon: Make, backends: list[Backend]) -> None:
+    one = daemon(config_of(backends)).start()
+    more = f'[listener.more]\naddress = "{backends[0].address}"\nupstream = "app"\n'
+    one.write(config_of(backends, 'balance = "random"') + more)
+    answer = one.admin("/v1/config/reload", "POST", body={})
+    assert answer.status >= 400
+    assert f"cannot listen on {backends[0].address}" in answer.text
+    config = one.admin("/v1/status").json()["config"]
+    assert config["generation"] == 1
+    assert f"cannot listen on {backends[0].address}" in config["error"]
+    assert answers(one, 20) == {"a", "b"}
+
+
+def test_a_worker_of_a_replaced_package_is_refused_while_others_serve(
+    daemon: Make, plain: str, tmp_path: Path
+) -> None:
+    package = copy_of_package(tmp_path)
+    one = daemon(plain, environ={"PYTHONPATH": str(package)}).start()
+    with open(package / "lb" / "model.py", "a") as file:
+        file.write("# Another build.\n")
+    first, second = one.workers()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: "refused: restart lb" in one.log(), "it is refused, and that is said")
+    until(lambda: "accepts for worker" in one.log(), "its queue is lent")
+    for _ in range(20):
+        assert one.ask().status == 200
+    os.kill(second, signal.SIGKILL)
+    assert answers(one, 20) == {"a", "b"}
+    assert "taken all the same" in one.log()  # Better than nobody.
+
+
+def test_the_admin_on_a_unix_socket(daemon: Make, plain: str, tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    one = daemon(plain)
+    one.path.write_text(one.path.read_text().replace(f"127.0.0.1:{one.admin_port}", f"unix:{path}"))
+    one.launch()
+    until(lambda: one.ask().status == 200, "it serves")
+    assert path.stat().st_mode & 0o777 == 0o660
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(path))
+        client.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200")
+    one.send(signal.SIGTERM)
+    assert one.wait() == 0
+    assert not path.exists()
+
+
 def test_usr1_opens_log_files_anew(daemon: Make, plain: str, tmp_path: Path) -> None:
     log = tmp_path / "access.log"
     one = daemon(f'[access_log]\noutput = "{log}"\n{plain}', workers=1).start()
@@ -308,6 +357,13 @@ def test_a_unix_listener_is_shared_by_all_workers(
     one.send(signal.SIGTERM)
     one.wait()
     assert not path.exists()
+
+
+def copy_of_package(folder: Path) -> Path:
+    """Return where a copy of the package is that a test may change."""
+    for name in ("lb", "conf"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def refused(port: int) -> bool:
