@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ import click
 from lb.errors import AccordError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+RICH_COLUMN_EXTRA = 3  # What rich's box adds to each column.
 
 COLOURS = {
     "healthy": "green",
@@ -72,9 +75,12 @@ def may_colour() -> bool:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows aligned; on a terminal drawn by rich, where that is installed."""
-    if sys.stdout.isatty() and _draw_with_rich(headers, rows):
-        return
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    drawn = sum(widths) + RICH_COLUMN_EXTRA * len(widths)
+    # Where there is no room rich would cut addresses; a wrapped line still holds them whole.
+    fits = drawn <= shutil.get_terminal_size().columns
+    if sys.stdout.isatty() and fits and _draw_with_rich(headers, rows):
+        return
     for row in (headers, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         cells = [colour(cell.strip(), cell) for cell in cells]
