@@ -20,7 +20,7 @@ from typing import Any
 import uvloop
 
 from lb.build import BUILD
-from lb.errors import AccordError, StartError, UsageError
+from lb.errors import OperatorError, UsageError
 from lb.link import BEAT, Channel, Message
 
 log = logging.getLogger(__name__)
@@ -113,11 +113,11 @@ def main(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
         refuse_optimised()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(work())
-    except AccordError as error:
+    except OperatorError as error:
         return tell(error)
 
 
-def tell(error: AccordError) -> int:
+def tell(error: OperatorError) -> int:
     """Write what is wrong and its cure on stderr; return the exit status that goes with it."""
     text = error.message
     if "\n" not in text:  # Errors of a config, and only they, have lines and say where they are.
@@ -126,6 +126,4 @@ def tell(error: AccordError) -> int:
         text = f"{text}\n    {error.hint}"
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
-    status = getattr(error, "exit_status", StartError.exit_status)
-    assert isinstance(status, int)
-    return status
+    return error.exit_status

@@ -225,7 +225,10 @@ class Controller:
         }[message["kind"]](message, fds)
 
     def _take_welcome(self, message: Message, fds: list[int]) -> None:
-        self._welcomed.set_result((message, fds))
+        if self._welcomed.done():  # Told to stop before we had begun.
+            link.close_all(fds)
+        else:
+            self._welcomed.set_result((message, fds))
 
     def _take_workers(self, message: Message, _: list[int]) -> None:
         self._supervising.take_workers(message)

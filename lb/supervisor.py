@@ -8,10 +8,11 @@ It knows nothing of configuration, backends or HTTP: what it does not know canno
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from enum import Enum
 
@@ -21,7 +22,7 @@ from lb import daemonlog, link
 from lb.build import BUILD
 from lb.child import refuse_optimised, take_descriptors, tell
 from lb.children import STEADY, Backoff, Child, Standing
-from lb.errors import AccordError, StartError
+from lb.errors import OperatorError, StartError
 from lb.link import Message
 from lb.metrics import create_memory
 from lb.sockets import Sockets
@@ -34,6 +35,7 @@ ASKED_PATIENCE = 0.1  # For the others to pass on whether somebody has asked jus
 GRACE = 5.0  # Until the controller says what is configured.
 DRAIN = 30.0
 DRAIN_MARGIN = 2.0  # Workers cut what still runs at the end of `drain`; this is for the rest.
+START_AGAIN = 1.0  # Seconds to the next try where the machine refused us a process.
 STOP_PATIENCE = 2.0  # Seconds from `stop` to SIGKILL.
 TASKS_MAX = 256  # Requests for sockets under way; the controller makes one at a time.
 
@@ -217,12 +219,17 @@ class Supervisor:
     def _start_controller(self) -> None:
         if self._phase is Phase.ENDING:
             return
-        self._controller = Child(
-            "the controller",
-            ["lb.controller", "--config", self._config_path],
-            self._controller_said,
-            self._controller_ended,
-        )
+        try:
+            self._controller = Child(
+                "the controller",
+                ["lb.controller", "--config", self._config_path],
+                self._controller_said,
+                self._controller_ended,
+            )
+        except OSError as error:
+            if self._phase is Phase.STARTING:
+                raise StartError(f"no process can be started: {error.strerror}") from error
+            self._try_again(self._start_controller, error)
 
     def _controller_ended(self, child: Child) -> None:
         self._controller = None
@@ -251,13 +258,21 @@ class Supervisor:
     def _start_worker(self, slot: Slot) -> None:
         if self._phase not in (Phase.SERVING, Phase.STARTING, Phase.GRACE):
             return
-        slot.worker = Child(
-            f"worker {slot.number}",
-            ["lb.worker", "--slot", str(slot.number)],
-            lambda child, message, fds: self._worker_said(slot, child, message, fds),
-            lambda child: self._worker_ended(slot, child),
-        )
+        try:
+            slot.worker = Child(
+                f"worker {slot.number}",
+                ["lb.worker", "--slot", str(slot.number)],
+                lambda child, message, fds: self._worker_said(slot, child, message, fds),
+                lambda child: self._worker_ended(slot, child),
+            )
+        except OSError as error:
+            self._try_again(functools.partial(self._start_worker, slot), error)
         self._plan_lending(slot, LEND_AFTER)
+
+    def _try_again(self, start: Callable[[], None], error: OSError) -> None:
+        """Go on without a child while the machine has no process or descriptor to spare."""
+        log.error("no process can be started: %s; tried again in %g s", error, START_AGAIN)
+        self._loop.call_later(START_AGAIN, start)
 
     def _worker_ended(self, slot: Slot, child: Child) -> None:
         slot.worker = None
@@ -574,5 +589,5 @@ def run(config_path: str) -> int:
         daemonlog.start("supervisor")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Supervisor(config_path).main())
-    except AccordError as error:
+    except OperatorError as error:
         return tell(error)
