@@ -101,8 +101,10 @@ def unseal(data: bytes) -> tuple[int, Any]:
         raise DamagedError("it is empty")
     parts = _SEALED.fullmatch(data)
     if parts is None:
-        cut = data.startswith(b'{"format":') and not data.endswith(b"}\n")
-        raise DamagedError("it is cut short" if cut else "it is not a file that we wrote")
+        ours = data.startswith(b'{"format":')
+        raise DamagedError(
+            "it is cut short or added to" if ours else "it is not a file that we wrote"
+        )
     form, checksum, body = int(parts[1]), int(parts[2], 16), parts[3]
     if _checksum(form, body) != checksum:
         raise DamagedError("its checksum is wrong: it was changed or damaged")

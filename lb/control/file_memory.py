@@ -12,6 +12,7 @@ of backends: should they come back, only what differs from then is a change.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from lb.config.schema import Config
 from lb.control.disk import DamagedError, Disk, UnsettledError, seal, unseal
 from lb.control.store import NoQuorum, NotStored, Store, UnknownOutcome
+from lb.errors import StartError
 from lb.registry import (
     ApplyFile,
     By,
@@ -62,14 +64,20 @@ class FileMemory:
         self._path = path
         self._upstreams = dict(upstreams)
         self._disk = disk
+        self._writing = threading.Lock()  # A caller that gave up leaves its thread writing.
         self.warning = warning
 
     @classmethod
     def open(cls, data_dir: str | Path, disk: Disk | None = None) -> FileMemory:
-        """Read the memory, if there is one. OSError if it cannot be read."""
+        """Read the memory, if there is one. StartError if that cannot be told."""
         disk = disk or Disk()
         path = Path(data_dir) / MEMORY_FILE
-        data = disk.read(path)
+        try:
+            data = disk.read(path)
+        except OSError as error:
+            raise StartError(
+                f"{path} cannot be read: {error.strerror}", "make it readable, or remove it"
+            ) from error
         if data is None:
             return cls(path, {}, disk)
         try:
@@ -96,16 +104,18 @@ class FileMemory:
 
     def note_tried(self, tried: Mapping[str, SaidList], at: float) -> None:
         """Write down what is about to be proposed, under the time that its commands carry."""
-        self._write(
-            {
-                name: Remembered(self._upstreams.get(name, Remembered()).said, said, at)
-                for name, said in tried.items()
-            }
-        )
+        with self._writing:
+            self._write(
+                {
+                    name: Remembered(self._upstreams.get(name, Remembered()).said, said, at)
+                    for name, said in tried.items()
+                }
+            )
 
     def note_said(self, said: Mapping[str, SaidList]) -> None:
         """Write down what the file said, once that has been committed."""
-        self._write({name: Remembered(each) for name, each in said.items()})
+        with self._writing:
+            self._write({name: Remembered(each) for name, each in said.items()})
 
     def _write(self, news: Mapping[str, Remembered]) -> None:
         """Raises OSError or UnsettledError, and then still remembers what the disk has."""
