@@ -139,7 +139,8 @@ class ClientConnection:
         self.write: Callable[[bytes], None] = transport.write
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         peer = transport.get_extra_info("peername")
-        self.address = peer[0] if isinstance(peer, tuple) else "unix:"
+        # A socket for both families names an IPv4 client as ::ffff:192.0.2.1.
+        self.address = peer[0].removeprefix("::ffff:") if isinstance(peer, tuple) else "unix:"
         self.address_octets = self.address.encode() if isinstance(peer, tuple) else b"unknown"
         self.deadline = monotonic() + self.plan.timeouts.idle
         self._desk.worker.deadlines.watch(self)
