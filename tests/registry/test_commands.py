@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.model import State
@@ -194,6 +194,7 @@ COMMANDS: st.SearchStrategy[Command] = st.one_of(
 )
 
 
+@settings(deadline=None)  # Others may want the machine, too.
 @given(st.lists(COMMANDS, max_size=12))
 def test_any_commands_give_the_same_on_every_member(commands: list[Command]) -> None:
     """Applied as they are, and as they come out of a log on a member restored from a snapshot."""
