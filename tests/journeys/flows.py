@@ -1,8 +1,8 @@
 """
 Both ends of a huge body, each a small process that holds none of it.
 
-Run as a script: `flows.py ROLE PROGRESS HOW [PORT]`. An end that takes does so once a line comes on its
-input; PROGRESS is a file in which it notes how many bytes it has moved so far.
+Run as a script: `flows.py ROLE PROGRESS HOW [PORT]`. An end that takes does so once a line comes
+on its input; PROGRESS is a file in which it notes how many bytes it has moved so far.
 """
 
 from __future__ import annotations
