@@ -236,20 +236,24 @@ class Backend:
     """
     A toy server that answers with its name, over kept connections.
 
-    `hold` makes answers to `/hold` wait until it is set; `healthy` decides `/healthz`.
+    `hold` makes answers to `/hold` wait until it is set; `healthy` decides `/healthz`; `/503`
+    is answered so, as is every status. `where` is an address without port, or `unix:/path`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, where: str = "127.0.0.1") -> None:
         self.name = name
         self.healthy = True
         self.requests = 0
         self.checks = 0
+        self.connections = 0
+        self.asked: dict[str, str] = {}  # The fields of the last request but checks.
         self.hold = threading.Event()
         self.holding = threading.Event()
         backend = self
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
+                backend.connections += 1
                 with contextlib.suppress(OSError):
                     while backend.answer(self):
                         pass
@@ -259,23 +263,27 @@ class Backend:
             daemon_threads = True
             request_queue_size = 512
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.port: int = self._server.server_address[1]
-        self.address = f"127.0.0.1:{self.port}"
+        place: Any = (where.strip("[]"), 0)
+        if where.startswith("unix:"):
+            Server.address_family, place = socket.AF_UNIX, where.removeprefix("unix:")
+        elif ":" in where:
+            Server.address_family = socket.AF_INET6
+        self._server = Server(place, Handler)
+        self.port = 0 if where.startswith("unix:") else int(self._server.server_address[1])
+        self.address = f"{where}:{self.port}" if self.port else where
         self._thread = threading.Thread(target=self._server.serve_forever, args=(STEP,))
         self._thread.start()
 
     def answer(self, handler: socketserver.StreamRequestHandler) -> bool:
         """Answer one request; return whether to go on."""
         line = handler.rfile.readline()
-        length = 0
+        fields = {}
         while (header := handler.rfile.readline()) not in (b"\r\n", b""):
-            name, _, value = header.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
+            name, _, value = header.decode("latin-1").partition(":")
+            fields[name.lower()] = value.strip()
         if not line:
             return False
-        handler.rfile.read(length)
+        handler.rfile.read(int(fields.get("content-length", 0)))
         path = line.split()[1]
         status = "200 OK"
         if path == b"/healthz":
@@ -283,6 +291,9 @@ class Backend:
             status = "200 OK" if self.healthy else "503 Service Unavailable"
         else:
             self.requests += 1
+            self.asked = fields
+        if path[1:].isdigit():
+            status = f"{path[1:].decode()} As asked"
         if path == b"/hold":
             self.holding.set()
             self.hold.wait(PATIENCE)
@@ -300,10 +311,14 @@ class Backend:
 
 
 class Load:
-    """Clients that ask over kept connections until told to stop; every failure is kept."""
+    """
+    Clients that ask until told to stop; every failure is kept. Over kept connections, or over
+    a `fresh` one each time.
+    """
 
-    def __init__(self, port: int, clients: int = 4) -> None:
+    def __init__(self, port: int, clients: int = 4, *, fresh: bool = False) -> None:
         self.port = port
+        self.fresh = fresh
         self.answers: Counter[str] = Counter()
         self.failures: list[str] = []
         self._stopping = threading.Event()
@@ -333,6 +348,8 @@ class Load:
             try:
                 connection.request("GET", "/")
                 answer = Answer(connection.getresponse())
+                if self.fresh:
+                    connection.close()
             except (OSError, http.client.HTTPException) as error:
                 self.failures.append(repr(error))
                 connection.close()
@@ -345,9 +362,9 @@ class Load:
 
 
 @contextlib.contextmanager
-def loaded(port: int, clients: int = 4) -> Iterator[Load]:
+def loaded(port: int, clients: int = 4, *, fresh: bool = False) -> Iterator[Load]:
     """Keep a port under load for the time of the block."""
-    load = Load(port, clients)
+    load = Load(port, clients, fresh=fresh)
     try:
         load.more(clients * 5)
         yield load
