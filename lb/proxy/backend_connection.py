@@ -26,6 +26,8 @@ from lb.retry import Failure
 INTERIM_RESPONSES_MAX: Final = 16  # 1xx heads before a final one
 WRITE_HIGH: Final = 64 * 1024
 WRITE_LOW: Final = 32 * 1024
+HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
+STALE_DETAIL: Final = "a kept connection was closed by the backend"
 
 
 class Phase(Enum):
@@ -101,14 +103,17 @@ class BackendConnection:
         "_buffer",
         "_head",
         "_interim_count",
+        "_paused",
         "_phase",
         "_pool",
         "_transport",
+        "_whole",
         "carried",
         "clogged",
         "deadline",
         "expires",
         "idle_hint",
+        "kept",
     )
 
     def __init__(self, pool: Home, expires: float) -> None:
@@ -120,7 +125,10 @@ class BackendConnection:
         self._body: BodyReader | None = None
         self._head: ResponseHead | None = None  # of the response before, to compare with
         self._interim_count = 0
+        self._paused = False  # in reading: the client is slow
+        self._whole = True  # all of the request has been sent
         self.carried = 0  # exchanges so far
+        self.kept = False  # it has been in the pool since its last exchange
         self.clogged = False
         self.deadline = NEVER
         self.expires = expires  # too old to be pooled after this
@@ -155,8 +163,8 @@ class BackendConnection:
             return
         if phase is _BODY and self._body is not None and self._body.open_ended and not error:
             asker.response_ended(monotonic(), reusable=False)
-        elif phase is _HEAD and self.carried > 1 and not self._buffer:
-            asker.backend_failed(Failure.STALE, "a kept connection was closed by the backend")
+        elif phase is _HEAD and self.kept and not self._buffer:
+            asker.backend_failed(Failure.STALE, STALE_DETAIL)
         elif error is not None:
             asker.backend_failed(Failure.RESET, "the backend reset the connection")
         else:
@@ -164,11 +172,13 @@ class BackendConnection:
 
     def pause_writing(self) -> None:
         self.clogged = True
+        self._await_head()
         if self._asker is not None:
             self._asker.hold_request()
 
     def resume_writing(self) -> None:
         self.clogged = False
+        self._await_head()
         if self._asker is not None:
             self._asker.release_request()
 
@@ -184,8 +194,14 @@ class BackendConnection:
         poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
         return not poll.poll(0)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it can carry nothing any more."""
+        return self._phase is _CLOSED
+
     def rest(self, until: float) -> None:
         """Idle until then at most."""
+        self.kept = True
         self.deadline = until
 
     def close(self) -> None:
@@ -206,30 +222,44 @@ class BackendConnection:
 
     # Called by the exchange.
 
-    def begin(self, asker: Asker, data: bytes, now: float) -> None:
-        """Send a request's head, and what is there of its body; answers go to `asker`."""
+    def begin(self, asker: Asker, data: bytes, now: float, *, whole: bool) -> None:
+        """
+        Send a request's head, and what is there of its body; answers go to `asker`.
+
+        `whole`: nothing more is needed before the backend can answer. Its clock runs from
+        there, and whenever it does not read: a slow client is not its fault.
+        """
+        self._whole = whole
         self._asker = asker
         self._phase = _HEAD
         self._interim_count = 0
         self.carried += 1
-        self.deadline = now + self._pool.response_timeout
+        self.deadline = now + self._pool.response_timeout if whole else NEVER
         self._transport.write(data)
 
-    def send(self, data: bytes) -> None:
-        """Send more of the request's body."""
+    def send(self, data: bytes, *, whole: bool) -> None:
+        """Send more of the request's body; `whole`: its end."""
+        self._whole = whole
         self._transport.write(data)
-        if self._phase is _HEAD:
-            self.deadline = monotonic() + self._pool.response_timeout
+        self._await_head()
 
     def pause_reading(self) -> None:
         """Stop reading, and the clock of the backend's stall with it: the client is slow."""
+        self._paused = True
         self._transport.pause_reading()
         self.deadline = NEVER
 
     def resume_reading(self) -> None:
         """Read on."""
+        self._paused = False
         self._transport.resume_reading()
         self.deadline = monotonic() + self._pool.stall_timeout
+
+    def _await_head(self) -> None:
+        """Set the backend's clock, if what is due is a head."""
+        if self._phase is _HEAD:
+            due = self._whole or self.clogged
+            self.deadline = monotonic() + self._pool.response_timeout if due else NEVER
 
     # Reading.
 
@@ -248,20 +278,27 @@ class BackendConnection:
         head = self._head
         if head is None or not data.startswith(head.octets):
             try:
-                head = self._head = read_response_head(data[:size], head)
+                head = read_response_head(data[:size], head)
+                self._head = head if size <= HEAD_REMEMBERED_MAX else None
             except BackendError as error:
                 self._fail(error.message)
                 return
-        rest = data[size:]
-        status, fields = head.status, head.fields
-        if status < 200:
-            self._take_interim(asker, head, rest)
-            return
+        if head.status < 200:
+            self._take_interim(asker, head, data[size:])
+        elif head.status == 408 and head.fields.close and self.kept:
+            # Said to an idle connection, before it saw what we sent (RFC 9110 15.5.9).
+            self.close()
+            asker.backend_failed(Failure.STALE, STALE_DETAIL)
+        else:
+            self._take_final(asker, head, data[size:])
+
+    def _take_final(self, asker: Asker, head: ResponseHead, rest: bytes) -> None:
+        fields = head.fields
         self.idle_hint = fields.keep_alive
-        if fields.close or (not head.minor and not fields.persists):
+        if fields.close or (not head.minor and (fields.chunked or not fields.persists)):
             self.expires = 0.0
         now = monotonic()
-        self._body = body = response_body(asker.method, status, fields)
+        self._body = body = response_body(asker.method, head.status, fields)
         if body is None:
             asker.response_started(head, None, b"", now)
             self._end(rest, now)
@@ -313,6 +350,9 @@ class BackendConnection:
         self._asker = None
         self._phase = _IDLE
         self.deadline = NEVER
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
         # Octets after the end, or a request still being written, leave it in doubt.
         asker.response_ended(now, reusable=not rest and not self.clogged)
 

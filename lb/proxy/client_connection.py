@@ -9,6 +9,9 @@ Methods are grouped by who calls them: the loop, the exchange, the listener.
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
+import struct
 from collections.abc import Callable
 from enum import Enum
 from time import monotonic
@@ -22,6 +25,7 @@ from lb.http1.head import (
     read_request_head,
 )
 from lb.http1.replies import Reply
+from lb.metrics import Meters
 from lb.model import Listener
 from lb.proxy.deadlines import NEVER
 from lb.proxy.exchange import Exchange
@@ -33,8 +37,11 @@ REQUESTS_MAX: Final = 1000  # that one connection carries
 LINGER_S: Final = 2.0  # how long we read on after the last answer, so that no RST eats it
 LINGER_BYTES_MAX: Final = 1024 * 1024
 CLOSE_S: Final = 30.0  # for the last answer to leave
+TURNED_AWAY_MAX: Final = 1024  # clients over the limit that are told so; more are just closed
+HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
 CLOSES_NOW_AFTER_S: Final = 0.5  # of idling, while draining
-_EMPTY_LINE: Final = b"\r\n"
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
+_RESET: Final = struct.pack("ii", 1, 0)
 
 
 class Phase(Enum):
@@ -71,6 +78,21 @@ class Desk(Protocol):
         ...
 
 
+class Door:
+    """How many clients of one listener there are, and their counters' places."""
+
+    __slots__ = ("accepted", "open", "refused", "shown", "turned_away")
+
+    def __init__(self, meters: Meters, listener: str) -> None:
+        self.open = 0
+        self.turned_away = 0  # over the limit, and not gone yet
+        self.shown = meters.gauge("lb_connections", listener=listener)
+        self.accepted = meters.counter("lb_connections_total", listener=listener)
+        self.refused = meters.counter(
+            "lb_connections_refused_total", listener=listener, reason="limit"
+        )
+
+
 class ClientConnection:
     """Stands between one client's socket and its exchanges. Nothing in it awaits."""
 
@@ -89,9 +111,11 @@ class ClientConnection:
         "_unsent",
         "address",
         "address_octets",
+        "came_to",
         "carried",
         "clogged",
         "deadline",
+        "door",
         "draining",
         "exchange",
         "plan",
@@ -99,8 +123,11 @@ class ClientConnection:
         "write",
     )
 
-    def __init__(self, desk: Desk, plan: Listener) -> None:
+    door: Door
+
+    def __init__(self, desk: Desk, plan: Listener, came_to: str) -> None:
         self._desk = desk
+        self.came_to = came_to  # the address, as in the config
         self.plan = plan  # replaced between exchanges when an edition changes it
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
         self._phase = _IDLE
@@ -136,6 +163,9 @@ class ClientConnection:
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
+        if self._phase is _CLOSED:  # `kill` came first.
+            transport.abort()
+            return
         self.write: Callable[[bytes], None] = transport.write
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         peer = transport.get_extra_info("peername")
@@ -144,7 +174,9 @@ class ClientConnection:
         self.address_octets = self.address.encode() if isinstance(peer, tuple) else b"unknown"
         self.deadline = monotonic() + self.plan.timeouts.idle
         self._desk.worker.deadlines.watch(self)
-        if self.refused:
+        if self.refused and self.door.turned_away > TURNED_AWAY_MAX:
+            transport.abort()
+        elif self.refused:
             setting = self._setting("limits.connections").rstrip()
             self._refuse(Reply(503, "limited", f"{setting} are open"))
 
@@ -158,7 +190,7 @@ class ClientConnection:
                 self._transport.abort()
         elif phase is not _CLOSED:
             self._buffer = self._buffer + data if self._buffer else data
-            if phase is _AHEAD:
+            if phase is _AHEAD or self.clogged:
                 self._transport.pause_reading()
             else:
                 self._take_head()
@@ -183,33 +215,34 @@ class ClientConnection:
     def pause_writing(self) -> None:
         self.clogged = True
         self._unsent = self._transport.get_write_buffer_size()
+        if self._phase not in (_LINGER, _CLOSED):
+            self.deadline = self._stall_deadline()
         if self.exchange is not None:
-            self.deadline = monotonic() + self.plan.timeouts.stall
             self.exchange.pause_response()
 
     def resume_writing(self) -> None:
         self.clogged = False
+        phase = self._phase
+        if phase is _IDLE:
+            self.deadline = monotonic() + self.plan.timeouts.idle
+            if self._buffer:
+                self._desk.worker.loop.call_soon(self._go_on)
+        elif phase in (_AHEAD, _BODY):
+            waits = phase is _BODY and not self._held
+            self.deadline = self._stall_deadline() if waits else NEVER
         if self.exchange is not None:
-            self.deadline = NEVER if self._phase is _AHEAD else self._stall_deadline()
             self.exchange.resume_response()
 
     def on_deadline(self, now: float) -> None:
         """Give up waiting for the client: what for depends on the phase."""
         phase = self._phase
         self.deadline = NEVER
-        if phase in (_LINGER, _CLOSED):
-            self._transport.abort()
+        if self.clogged or phase in (_LINGER, _CLOSED):
+            self._cut_unless_it_reads(now)
         elif phase is _HEAD:
             self._refuse(Reply(408, "client_timeout", self._setting("timeouts.header") + "passed"))
         elif phase is _IDLE:
             self._close()
-        elif self.clogged:
-            unsent = self._transport.get_write_buffer_size()
-            if unsent < self._unsent:
-                self._unsent = unsent
-                self.deadline = now + self.plan.timeouts.stall
-            else:
-                self._transport.abort()  # connection_lost tells the exchange
         elif self.exchange is not None and not self._held:
             detail = self._setting("timeouts.stall") + "passed without more of the body"
             self.exchange.stalled(detail)
@@ -243,16 +276,27 @@ class ClientConnection:
             self._part(gently=phase is _BODY or bool(self._buffer))
             return
         self._phase = _IDLE
+        if self.clogged:
+            self.deadline = now + self.plan.timeouts.stall
+            return  # What it sent ahead waits until it has read.
         self.deadline = now + self.plan.timeouts.idle
         if self._buffer:
             # Not a plain call: a thousand queued requests would be a thousand frames.
             self._desk.worker.loop.call_soon(self._go_on)
 
-    def cut(self) -> None:
-        """Close so that the client cannot take what it got for a whole response."""
+    def invited(self) -> None:
+        """An expectation has been answered: the body is due now."""
+        if self._phase is _BODY and not self._held and not self.clogged:
+            self.deadline = self._stall_deadline()
+
+    def cut(self, *, reset: bool) -> None:
+        """Close at once; by a RST where an end would make the response look whole."""
         self.exchange = None
         if self._phase is not _CLOSED:
             self._phase = _CLOSED
+            if reset:
+                sock = self._transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._transport.abort()
 
     # Called by the listener.
@@ -271,20 +315,23 @@ class ClientConnection:
         if exchange is not None:
             exchange.client_lost(end)
         self._phase = _CLOSED
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     # Reading.
 
     def _go_on(self) -> None:
         """Turn to what the client sent ahead."""
-        if self._phase is _IDLE:
+        if self._phase is _IDLE and not self.clogged:
             self._transport.resume_reading()
             self._take_head()
 
     def _take_head(self) -> None:
         buffer = self._buffer
-        while buffer.startswith(_EMPTY_LINE):  # RFC 9112 2.2 asks for one to be ignored.
-            buffer = self._buffer = buffer[2:]
+        if buffer.startswith(b"\r\n"):  # RFC 9112 2.2 asks for one to be ignored.
+            empty = _EMPTY_LINES.match(buffer)
+            assert empty is not None, "it starts with one"
+            buffer = self._buffer = buffer[empty.end() :]
             self._scanned = 0
         end = buffer.find(END_OF_HEAD, self._scanned)
         limits = self.plan.limits
@@ -310,7 +357,7 @@ class ClientConnection:
         if head is None or head.octets != octets:
             limits = self.plan.limits
             head = read_request_head(octets, head, limits.request_line, limits.headers)
-            self._head = head
+            self._head = head if len(octets) <= HEAD_REMEMBERED_MAX else None
         fields = head.fields
         self.carried += 1
         if fields.close or not head.minor:
@@ -321,7 +368,8 @@ class ClientConnection:
             self.deadline = NEVER
         else:
             self._phase = _BODY
-            self.deadline = started + self.plan.timeouts.stall
+            # Who expects 100-continue waits for the backend, whose clock runs meanwhile.
+            self.deadline = NEVER if fields.expects_continue else self._stall_deadline()
         self._desk.open_exchange(self, head, started)
         if self._buffer and self._phase is not _IDLE:  # If it is, `_go_on` has been called.
             data, self._buffer = self._buffer, b""
@@ -381,6 +429,7 @@ class ClientConnection:
             self._close()
             return
         self._phase = _LINGER
+        self._unsent = self._transport.get_write_buffer_size() + 1
         self.deadline = monotonic() + LINGER_S
         if not self._transport.is_closing():
             self._transport.write_eof()
@@ -388,8 +437,18 @@ class ClientConnection:
 
     def _close(self) -> None:
         self._phase = _CLOSED
+        self._unsent = self._transport.get_write_buffer_size() + 1
         self.deadline = monotonic() + CLOSE_S
         self._transport.close()
+
+    def _cut_unless_it_reads(self, now: float) -> None:
+        """Go on waiting for a client that takes what we wrote, however slowly."""
+        unsent = self._transport.get_write_buffer_size()
+        if 0 < unsent < self._unsent:
+            self._unsent = unsent
+            self.deadline = now + self.plan.timeouts.stall
+        else:
+            self._transport.abort()  # connection_lost tells the exchange
 
     def _lose_exchange(self) -> None:
         exchange, self.exchange = self.exchange, None

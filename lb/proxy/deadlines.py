@@ -59,4 +59,5 @@ class Deadlines:
         for chore in self._chores:
             chore(now)
         for waiting in [each for each in self._watched if each.deadline <= now]:
-            waiting.on_deadline(now)
+            if waiting.deadline <= now:  # One before it may have moved it.
+                waiting.on_deadline(now)

@@ -96,8 +96,12 @@ class Client(Protocol):
         """Learn that the response is whole, and whether the connection may go on."""
         ...
 
-    def cut(self) -> None:
-        """Close so that the client cannot take what it got for a whole response."""
+    def cut(self, *, reset: bool) -> None:
+        """Close at once; by a RST where an end would make the response look whole."""
+        ...
+
+    def invited(self) -> None:
+        """Learn that the backend has answered an expectation: the body is due now."""
         ...
 
 
@@ -116,6 +120,7 @@ class Exchange:
         "_connecting",
         "_counted",
         "_endpoint",
+        "_ends_by_close",
         "_first_byte_s",
         "_head",
         "_held",
@@ -161,7 +166,8 @@ class Exchange:
         self._step = _CONNECTING
         # Whether the request's end has come from the client.
         self._whole = fields.length <= 0 and not fields.chunked
-        self._keep = client.keeps
+        self._keep = True  # as far as the two messages are concerned
+        self._ends_by_close = False  # the response has neither length nor chunks
         self._held: list[bytes] = []  # of the body, as it goes to a backend: sent or to be sent
         self._body_sent = 0  # octets of the body given to the present backend
         self._replayable = True
@@ -199,14 +205,13 @@ class Exchange:
             self._worker.deadlines.watch(self)
         endpoint = upstream.pick((), key, self._started)
         if endpoint is None:
-            detail = f"upstream {upstream.name} has no backend that may be used"
-            self.answer(Reply(503, "no_backend", detail))
+            self.answer(_no_backend(upstream))
             return
         self._use(endpoint, self._started)
 
     def answer(self, reply: Reply) -> None:
         """Answer by ourselves; ends the exchange."""
-        keep = self._keep and self._whole
+        keep = self._keep and self._whole and self._client.keeps
         data = self._worker.render(reply, close=not keep, method=self.method)
         self._status = reply.status
         self._bytes_out += len(data)
@@ -231,7 +236,7 @@ class Exchange:
             if self._body_sent > REPLAY_BYTES_MAX:
                 self._replayable = False
                 self._held.clear()
-            self._backend.send(data)
+            self._backend.send(data, whole=whole)
         elif sum(map(len, self._held)) > REPLAY_BYTES_MAX:
             self._client.hold()  # Until there is a backend that takes it.
 
@@ -299,6 +304,7 @@ class Exchange:
             data = forwarding.interim_head(head.text, head.fields)
             self._bytes_out += len(data)
             self._client.write(data)
+        self._client.invited()
 
     def response_started(
         self, head: ResponseHead, body: BodyReader | None, payload: bytes, now: float
@@ -316,8 +322,9 @@ class Exchange:
         if body is not None:
             self._chunking = framing is CHUNKED
             if not framing:
-                self._keep = False  # What has neither length nor chunks ends with us.
-        if not self._whole:
+                self._ends_by_close = True
+                self._keep = False
+        if not self._whole or not self._client.keeps:
             self._keep = False
         data = forwarding.response_head(
             head.text, head.fields, framing, self._worker.date, close=not self._keep
@@ -420,7 +427,9 @@ class Exchange:
             if self._body_sent > REPLAY_BYTES_MAX:
                 self._replayable = False
                 self._held.clear()
-        connection.begin(self, data, now)
+        # Whoever expects 100-continue waits for the backend's word before its body.
+        can_answer = self._whole or self._head.fields.expects_continue
+        connection.begin(self, data, now, whole=can_answer)
         if not self._whole and not connection.clogged:
             self._client.release()
 
@@ -444,11 +453,10 @@ class Exchange:
         """Try once more, if that is allowed; False if it is not."""
         upstream = self._upstream
         assert upstream is not None, "see start"
-        if endpoint not in self._tried:
-            self._tried.append(endpoint)
         # A kept connection that was dead already says nothing of the backend: it is free, once.
-        free = failure is Failure.STALE and len(self._tries) == 1
-        tries = len(self._tries) - (self._tries[0][2] == Failure.STALE.value)
+        stale = sum(end == Failure.STALE.value for _, _, end in self._tries)
+        free = failure is Failure.STALE and stale == 1
+        tries = len(self._tries) - min(stale, 1)
         idempotent = self.method in IDEMPOTENT
         if not may_retry(
             failure,
@@ -465,7 +473,10 @@ class Exchange:
             upstream.budget.retrying += 1
         self._worker.view[endpoint.retries[_ERROR_KINDS[failure]]] += 1
         self._written = False
-        other = upstream.pick(self._tried, self._key, now)
+        tried = [*self._tried, endpoint]
+        if failure is not Failure.STALE:
+            self._tried = tried  # A stale connection says nothing of its backend.
+        other = upstream.pick(tried, self._key, now)
         if other is not None:
             self._use(other, now, fresh=failure is Failure.STALE)
         elif failure is Failure.STALE:
@@ -473,13 +484,20 @@ class Exchange:
         else:
             self._step = _CONNECTING
             delay = self._worker.rng.uniform(*SAME_BACKEND_DELAY_S)
-            self._worker.loop.call_later(delay, self._try_again, endpoint)
+            self._worker.loop.call_later(delay, self._try_again)
         return True
 
-    def _try_again(self, endpoint: LiveEndpoint) -> None:
-        """Go back to the only endpoint that there is, after a pause."""
-        if self._step is _CONNECTING and self._endpoint is None:
-            self._use(endpoint, monotonic())
+    def _try_again(self) -> None:
+        """Go back to an endpoint that was tried, after a pause; it may be another by now."""
+        upstream = self._upstream
+        if self._step is not _CONNECTING or self._endpoint is not None or upstream is None:
+            return
+        now = monotonic()
+        endpoint = upstream.pick((), self._key, now)
+        if endpoint is None:
+            self.answer(_no_backend(upstream))
+        else:
+            self._use(endpoint, now)
 
     # Ending.
 
@@ -552,7 +570,7 @@ class Exchange:
         self._record(end, now)
         client = self._client
         if cut:
-            client.cut()
+            client.cut(reset=self._ends_by_close)
         else:
             client.finished(now, keep=keep)
 
@@ -591,3 +609,7 @@ class Exchange:
         )
         if len(log.records) >= FLUSH_LINES:
             log.flush()
+
+
+def _no_backend(upstream: LiveUpstream) -> Reply:
+    return Reply(503, "no_backend", f"upstream {upstream.name} has no backend that may be used")

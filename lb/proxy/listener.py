@@ -60,7 +60,7 @@ class Listeners:
         sock.close()
         if not any(served == address for served, _ in self._servers):
             for client in tuple(self._switchboard.clients):
-                if address in client.plan.addresses:
+                if client.came_to == address:
                     client.draining = True
 
     async def stop_accepting(self) -> None:

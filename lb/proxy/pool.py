@@ -8,6 +8,7 @@ import socket
 from time import monotonic
 from typing import Final, Protocol
 
+from lb.errors import OurError
 from lb.model import Upstream
 from lb.proxy.backend_connection import BackendConnection
 from lb.proxy.deadlines import NEVER, Deadlines
@@ -64,12 +65,15 @@ class Connecting:
             _, connection = task.result()
             if waiter is None:
                 self._pool.put(connection, monotonic())
+            elif connection.closed:
+                waiter.connect_failed(Failure.CLOSED, "the backend closed the connection at once")
             else:
                 waiter.connected(connection, monotonic() - self._started)
-        elif not isinstance(error, OSError):
-            raise error
-        elif waiter is not None:
-            waiter.connect_failed(Failure.REFUSED, _in_words(error))
+        else:
+            if waiter is not None:
+                waiter.connect_failed(Failure.REFUSED, _in_words(error))
+            if not isinstance(error, OSError):
+                raise OurError(f"connecting failed by our own fault: {error!r}") from error
 
 
 class Pool:
@@ -139,6 +143,7 @@ class Pool:
         """Keep a connection whose response ended cleanly, if it is worth keeping."""
         if (
             self._closing
+            or connection.closed
             or now >= connection.expires
             or connection.carried >= EXCHANGES_MAX
             or len(self._idle) >= self._idle_max
@@ -191,9 +196,9 @@ class Pool:
         return BackendConnection(self, monotonic() + age)
 
 
-def _in_words(error: OSError) -> str:
+def _in_words(error: BaseException) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "the backend refused the connection"
     if isinstance(error, socket.gaierror):
         return "the backend's name has no address"
-    return f"cannot connect to the backend: {error.strerror or error}"
+    return f"cannot connect to the backend: {getattr(error, 'strerror', None) or error}"

@@ -19,7 +19,7 @@ from lb.http1.replies import Reply
 from lb.metrics import Meters
 from lb.model import Endpoint, Health, Listener, Plans, Route, Upstream
 from lb.proxy.accesslog import AccessLog
-from lb.proxy.client_connection import ClientConnection
+from lb.proxy.client_connection import ClientConnection, Door
 from lb.proxy.exchange import Exchange
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.upstream import LiveUpstream
@@ -28,20 +28,6 @@ from lb.routing import Kind, Match, Router, normalise, pick_share
 # What a path must hold before normalising can change or refuse it.
 _PATH_TO_NORMALISE = re.compile(rb"[%\\;]|//|/\.")
 _KEEP_SERIES_EVERY_S: Final = 30.0
-
-
-class Door:
-    """How many clients of one listener there are, and their counters' places."""
-
-    __slots__ = ("accepted", "open", "refused", "shown")
-
-    def __init__(self, meters: Meters, listener: str) -> None:
-        self.open = 0
-        self.shown = meters.gauge("lb_connections", listener=listener)
-        self.accepted = meters.counter("lb_connections_total", listener=listener)
-        self.refused = meters.counter(
-            "lb_connections_refused_total", listener=listener, reason="limit"
-        )
 
 
 class Direct:
@@ -148,12 +134,16 @@ class Switchboard:
     def accept(self, address: str) -> ClientConnection:
         """Make the protocol of a client that connected to `address`."""
         plan = self.plan_of(address) or Listener("", (address,))
-        client = ClientConnection(self, plan)
+        client = ClientConnection(self, plan, address)
         client.draining = not plan.name  # nobody's address any more
-        door = self._door(plan.name)
+        door = client.door = self._door(plan.name)
         client.refused = door.open >= -(-plan.limits.connections // self.workers)
-        door.open += 1
-        self._meters.view[door.refused if client.refused else door.accepted] += 1
+        if client.refused:
+            door.turned_away += 1
+            self._meters.view[door.refused] += 1
+        else:
+            door.open += 1
+            self._meters.view[door.accepted] += 1
         self.clients.add(client)
         return client
 
@@ -163,7 +153,10 @@ class Switchboard:
         """Forget a connection."""
         if client in self.clients:
             self.clients.remove(client)
-            self._door(client.plan.name).open -= 1
+            if client.refused:
+                client.door.turned_away -= 1
+            else:
+                client.door.open -= 1
 
     def open_exchange(
         self,
