@@ -40,7 +40,8 @@ class Post:
     """
     A child's end of its channel: says hello, beats each second, hands on what it is told.
 
-    `take_asked` says whether anybody asked for readiness since it was last called.
+    `take_asked` says whether anybody asked for readiness since it was last called. `on_beat`
+    hears at each beat by how many seconds it was late.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Post:
         on_message: Callable[[Message, list[int]], None],
         on_end: Callable[[], None],
         take_asked: Callable[[], bool],
+        on_beat: Callable[[float], None] = lambda late: None,
         **hello: Any,
     ) -> None:
         self._take_asked = take_asked
+        self._on_beat = on_beat
         self._loop = asyncio.get_running_loop()
         self._channel = Channel(socket.socket(fileno=fd), self._loop, on_message, on_end)
         self._channel.send("hello", build=BUILD, pid=os.getpid(), **hello)
@@ -73,6 +76,7 @@ class Post:
 
     def _beat(self) -> None:
         lag = self._loop.time() - self._due
+        self._on_beat(lag)
         self._channel.send("beat", asked=self._take_asked(), lag=round(lag, 4))
         self._due = self._loop.time() + BEAT
         self._timer = self._loop.call_at(self._due, self._beat)

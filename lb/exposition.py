@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from prometheus_client.samples import Sample
 
-from lb.metric_names import FAMILIES
+from lb.metric_names import FAMILIES, Kind
 from lb.metrics import BOUNDS, SUM, Labels, Reading, scaled
 
 OPENMETRICS, PLAIN = "application/openmetrics-text", "text/plain"
@@ -30,8 +30,10 @@ def exposition(
     `extra` are the controller's own metrics; see `family`. One that also comes from the
     workers is joined to theirs, for a name may stand in the text only once.
     """
-    encode, content_type = choose_encoder(_wanted_format(accept))
-    return encode(_Joined(reading, extra)), content_type
+    wanted = _wanted_format(accept)
+    encode, content_type = choose_encoder(wanted)
+    joined = _Joined(reading, extra, openmetrics=wanted.startswith(OPENMETRICS))
+    return encode(joined), content_type
 
 
 def family(name: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Metric:
@@ -49,23 +51,36 @@ def standard_metrics(version: str) -> Iterator[Metric]:
 
 
 class _Joined(Collector):
-    def __init__(self, reading: Reading, extra: Iterable[Metric]) -> None:
+    def __init__(self, reading: Reading, extra: Iterable[Metric], *, openmetrics: bool) -> None:
         self._reading = reading
         self._extra = extra
+        self._openmetrics = openmetrics
 
     def collect(self) -> Iterator[Metric]:
-        metrics: dict[str, Metric] = {}
+        # By type too: the library calls the counter lb_connections_total lb_connections, which
+        # is the name of a gauge.
+        metrics: dict[tuple[str, str], Metric] = {}
         for name in FAMILIES:
             series = self._reading.series(name)
             if series:
                 metric = _from_series(name, series)
-                metrics[metric.name] = metric
+                metrics[metric.name, metric.type] = metric
         for metric in self._extra:
-            if metric.name in metrics:
-                metrics[metric.name].samples.extend(metric.samples)
+            known = metrics.get((metric.name, metric.type))
+            if known is not None:
+                known.samples.extend(metric.samples)
             elif metric.samples:
-                metrics[metric.name] = metric
-        yield from metrics.values()
+                metrics[metric.name, metric.type] = metric
+        for (name, kind), metric in metrics.items():
+            namesake = kind == Kind.COUNTER and (name, Kind.GAUGE.value) in metrics
+            yield _untyped(metric) if namesake and self._openmetrics else metric
+
+
+def _untyped(counter: Metric) -> Metric:
+    """Return a counter under its full name: OpenMetrics has no two families of one name."""
+    metric = Metric(f"{counter.name}_total", counter.documentation, "unknown")
+    metric.samples.extend(counter.samples)
+    return metric
 
 
 def _metric(name: str) -> Metric:

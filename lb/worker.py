@@ -47,7 +47,8 @@ class Worker:
         self._assembly = Assembly()
         self._said_live = 0
         self._serving = False
-        self._switchboard: Switchboard | None = None  # None until we are welcomed.
+        self._switchboard: Switchboard | None = None  # None until we are welcomed,
+        self._meters: Meters | None = None  # as this is.
         self._stream: Stream | None = None
         self._drain = 0.0  # Seconds for what runs when nobody says how many.
         self._end: float | None = None  # The same, once this worker is to end.
@@ -56,7 +57,9 @@ class Worker:
         """Do what the supervisor says until that is to end; return the exit status."""
         self._loop = asyncio.get_running_loop()
         self._hurry = asyncio.Event()
-        self._post = Post(fd, self._told, self._orphaned, self._take_asked, role="worker")
+        self._post = Post(
+            fd, self._told, self._orphaned, self._take_asked, self._show_lag, role="worker"
+        )
         while self._end is None:
             message, fds = await self._inbox.get()
             await self._obey(message, fds)
@@ -138,12 +141,19 @@ class Worker:
         asked, self._switchboard.ready_asked = self._switchboard.ready_asked, False
         return asked
 
+    def _show_lag(self, seconds: float) -> None:
+        """Show how late our loop was: what a worker with too much to do looks like."""
+        if self._meters is not None:
+            slot = self._meters.gauge("lb_worker_loop_lag_seconds", worker=str(self._slot))
+            self._meters.view[slot] = max(0, int(seconds * 1e6))
+
     async def _begin(self, message: Message, fds: list[int]) -> None:
         """Take up what the supervisor keeps for this slot."""
         metrics, edition = fds
         await self._take_settings(message, [])
+        self._meters = meters = Meters(metrics)
         switchboard = Switchboard(
-            self._loop, self._slot, message["workers"], Meters(metrics), random.Random()
+            self._loop, self._slot, message["workers"], meters, random.Random()
         )
         switchboard.ready = not message["stopping"]
         self._switchboard = switchboard

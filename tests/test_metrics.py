@@ -5,9 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import re
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client.metrics_core import Metric
@@ -38,12 +39,14 @@ def memory() -> Iterator[int]:
     os.close(descriptor)
 
 
-def parsed_as(content_type: str, body: bytes) -> dict[str, Metric]:
+def families_in(content_type: str, body: bytes) -> list[Metric]:
     if content_type.startswith(OPENMETRICS):
-        families: Iterable[Metric] = parse_openmetrics(body.decode())  # type: ignore[no-untyped-call]
-    else:
-        families = parse_plain(body.decode())
-    return {metric.name: metric for metric in families}
+        return list(parse_openmetrics(body.decode()))  # type: ignore[no-untyped-call]
+    return list(parse_plain(body.decode()))
+
+
+def parsed_as(content_type: str, body: bytes) -> dict[str, Metric]:
+    return {metric.name: metric for metric in families_in(content_type, body)}
 
 
 def backend_slot(meters: Meters, backend: str, code: str = "2xx") -> int:
@@ -69,6 +72,20 @@ def test_what_workers_count_is_added_up(memory: int) -> None:
     assert reading.total("lb_requests_total", code="200", route="api") == 7
     assert reading.total("lb_requests_total", code="500") == 0
     assert reading.total("lb_connections") == 10
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_a_gauge_and_a_counter_of_one_name_are_both_shown(memory: int, accept: str) -> None:
+    meters = Meters(memory)
+    meters.view[meters.gauge("lb_connections", listener="web")] = 2
+    meters.view[meters.counter("lb_connections_total", listener="web")] = 7
+
+    body, content_type = exposition(Reading([memory]), accept=accept)
+
+    assert b'\nlb_connections{listener="web"} 2' in body
+    assert b'\nlb_connections_total{listener="web"} 7' in body
+    types = [each.type for each in families_in(content_type, body) if "connections" in each.name]
+    assert types == ["gauge", "counter" if accept == "" else "unknown"]
 
 
 def test_a_slot_is_given_out_once_and_again_to_who_asks_the_same(memory: int) -> None:
@@ -372,9 +389,9 @@ def test_every_name_of_the_table_passes_both_parsers(memory: int) -> None:
     plain, _ = exposition(reading)
     openmetrics, _ = exposition(reading, accept=OPENMETRICS)
 
-    shown = {name.removesuffix("_total") for name in FAMILIES}
-    assert parsed_as("", plain).keys() == shown
-    assert parsed_as(OPENMETRICS, openmetrics).keys() == shown
+    for accept, body in (("", plain), (OPENMETRICS, openmetrics)):
+        names = {s.name for family in families_in(accept, body) for s in family.samples}
+        assert {re.sub("_(bucket|count|sum)$", "", name) for name in names} == FAMILIES.keys()
 
 
 def test_the_controllers_own_metrics_join_the_text(memory: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from prometheus_client.metrics_core import Metric
 
 from lb import __version__
-from lb.control.admin_reads import entry_of, health_of, upstream_names
+from lb.control.admin_reads import checks_of, entry_of, health_of, upstream_names
 from lb.control.desk import Desk, Standing
 from lb.exposition import family, standard_metrics
 from lb.model import Health, State
@@ -24,6 +24,7 @@ def gauges(desk: Desk) -> Iterator[Metric]:
     yield from _of_workers(standing)
     yield from _of_group(desk)
     yield from _of_backends(desk)
+    yield from _of_checks(desk)
 
 
 def _of_config(standing: Standing) -> Iterator[Metric]:
@@ -70,6 +71,22 @@ def _of_backends(desk: Desk) -> Iterator[Metric]:
     yield family("lb_backend_state", states)
     yield family("lb_backend_health", healths)
     yield family("lb_backend_weight", weights)
+
+
+def _of_checks(desk: Desk) -> Iterator[Metric]:
+    counts, durations = [], []
+    for upstream in upstream_names(desk):
+        for key, backend in entry_of(desk, upstream).backends.items():
+            labels = {"upstream": upstream, "backend": key}
+            checks = checks_of(desk, upstream, backend)
+            lasts = [each.last_check for each in checks if each.last_check is not None]
+            if not lasts:
+                continue
+            counts.append(({**labels, "result": "ok"}, sum(each.passed for each in checks)))
+            counts.append(({**labels, "result": "failed"}, sum(each.failed for each in checks)))
+            durations.append((labels, max(float(each["ms"]) for each in lasts) / 1000))
+    yield family("lb_health_checks_total", counts)
+    yield family("lb_health_check_seconds", durations)
 
 
 def _is_up(backend: Entry, health: str) -> bool:

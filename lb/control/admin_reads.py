@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -246,6 +246,11 @@ def backend_as_plain(
 def health_of(desk: Desk, upstream: str, backend: Entry) -> str:
     """Return the verdict on a backend: that of the best of its endpoints."""
     return _health(_checked(desk, upstream), _endpoints(desk, upstream, backend.address))
+
+
+def checks_of(desk: Desk, upstream: str, backend: Entry) -> Collection[Check]:
+    """Return what is known of each of a backend's endpoints."""
+    return _endpoints(desk, upstream, backend.address).values()
 
 
 def _changed(backend: Entry) -> dict[str, Any] | None:

@@ -21,10 +21,16 @@ from lb.registry import By
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One endpoint as the prober sees it; `last_check`: `{"at", "ok", "reason", "ms"}` or None."""
+    """
+    One endpoint as the prober sees it; `last_check`: `{"at", "ok", "reason", "ms"}` or None.
+
+    `passed` and `failed` count its probes since it came under watch.
+    """
 
     verdict: Health
     last_check: Mapping[str, Any] | None = None
+    passed: int = 0
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

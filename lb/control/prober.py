@@ -113,14 +113,10 @@ class Prober:
     def checks(self, upstream: str) -> dict[str, Check]:
         """What is known of an upstream's endpoints, by address."""
         return {
-            address: Check(watch.checkup.state, watch.last)
+            address: Check(watch.checkup.state, watch.last, watch.passed, watch.failed)
             for (name, address), watch in self._watches.items()
             if name == upstream
         }
-
-    def counts(self) -> dict[Key, tuple[int, int]]:
-        """How many probes of each endpoint passed and failed, since it came under watch."""
-        return {key: (watch.passed, watch.failed) for key, watch in self._watches.items()}
 
     def undecided(self) -> int:
         """How many endpoints wait for their first verdict; 0 once that has taken too long."""

@@ -135,9 +135,9 @@ def test_it_takes_fall_and_rise_probes_to_change_it() -> None:
             scene.script.default = GOOD
             await scene.until(lambda: scene.state() is Health.HEALTHY)
             assert len(scene.script.asked) - before >= 2
-            passed, failed = scene.prober.counts()["app", "10.0.0.1:80"]
-            assert failed >= 3
-            assert passed >= 3
+            seen = scene.prober.checks("app")["10.0.0.1:80"]
+            assert seen.failed >= 3
+            assert seen.passed >= 3
 
     run(play)
 

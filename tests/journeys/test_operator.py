@@ -1,0 +1,42 @@
+"""What an operator is told: by metrics, by the log, and by `lb` itself."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from journeys.conftest import Make, config_of
+from journeys.kit import Backend, Daemon, until
+
+HEALTH = 'health = { path = "/healthz", interval = "100ms", timeout = "1s", rise = 1, fall = 2 }'
+
+
+def samples(one: Daemon) -> dict[tuple[str, ...], float]:
+    """Scrape: the value of each series by its name and, in the names' order, its labels."""
+    return {
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(one.admin("/metrics").text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_show_late_loops_open_connections_and_checks(
+    daemon: Make, backends: list[Backend]
+) -> None:
+    one = daemon(config_of(backends, HEALTH)).start()
+    one.ask()
+    backends[1].healthy = False
+
+    def failed() -> float:
+        return samples(one).get(("lb_health_checks_total", backends[1].address, "failed", "app"), 0)
+
+    until(failed, "a failed check is counted")
+    lag = "lb_worker_loop_lag_seconds"
+    until(lambda: {(lag, "0"), (lag, "1")} <= samples(one).keys(), "a beat of each worker")
+    seen = samples(one)
+
+    assert 0 <= seen[lag, "0"] < 5
+    assert seen["lb_connections", "web"] == 0
+    assert seen["lb_connections_total", "web"] == 1
+    assert seen["lb_health_checks_total", backends[0].address, "ok", "app"] >= 1
+    assert seen["lb_health_checks_total", backends[0].address, "failed", "app"] == 0
+    assert 0 <= seen["lb_health_check_seconds", backends[0].address, "app"] < 5
