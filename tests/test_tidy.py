@@ -29,6 +29,7 @@ BOOLS_MAX = 3
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_BOOLS: dict[str, str] = {
+    "lb/proxy/backend_connection.py BackendConnection": "its Phase is an Enum; these cut across it",
     "lb/http1/head.py ResponseFields": "facts read off one head, each of them final",
     "lb/proxy/client_connection.py ClientConnection": "its Phase is an Enum; these cut across it",
     "lb/proxy/exchange.py Exchange": "its Step is an Enum; these are facts of the two messages",
