@@ -32,7 +32,7 @@ from lb.control.in_force import PART, InForce
 from lb.control.probe import Asker
 from lb.control.prober import Prober, subjects_of
 from lb.control.publisher import Publisher
-from lb.control.reloader import Hands, Reloader, addresses_of
+from lb.control.reloader import Hands, Reloader, addresses_of, in_one_line
 from lb.control.resolver import Resolver, names_of
 from lb.control.store import FileStore
 from lb.control.supervising import Supervising
@@ -430,11 +430,16 @@ class Controller:
         except AccordError as error:
             self._reloads["failed"] += 1
             self._error = error.message
-            log.warning("a reload changed nothing:\n%s", error.message)
+            log.warning("a reload changed nothing (asked by %s): %s", by.source, error.brief)
             raise
         self._reloads["ok"] += 1
         self._error = None
-        log.info("reloaded: generation %d, edition %d", reply["generation"], reply["edition"])
+        log.info(
+            "reloaded (asked by %s): generation %d, edition %d: %s",
+            *(by.source, reply["generation"], reply["edition"], in_one_line(reply["changed"])),
+        )
+        for key in reply["needs_restart"]:
+            log.warning("%s: takes effect at the next restart", key)
         return reply
 
     async def sync(self, by: By, *, dry_run: bool) -> Mapping[str, Any]:

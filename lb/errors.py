@@ -16,6 +16,11 @@ class AccordError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def brief(self) -> str:
+        """The message where one line is all there is: in the log, in a table."""
+        return self.message.partition("\n")[0]
+
 
 class ClientError(AccordError):
     """The client sent what we cannot or will not pass on; `status` is the answer it gets."""

@@ -59,6 +59,13 @@ class ConfigErrors(OperatorError):  # noqa: N818 - it is all of them, not one
         self.count = max(count, len(found))
         super().__init__(render(self.problems, self.count))
 
+    @property
+    def brief(self) -> str:
+        """The first problem, and how many more there are."""
+        first = str(self.problems[0]).partition("\n")[0].replace(": error: ", ": ")
+        more = self.count - 1
+        return first + (f" (and {more} more: see lb check)" if more else "")
+
     def as_plain(self) -> dict[str, Any]:
         """For JSON: what the parse child prints and `POST /v1/config/reload` answers with."""
         return {

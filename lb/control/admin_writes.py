@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -20,10 +21,12 @@ from lb.control.admin_reads import (
 from lb.control.admin_recent import Recent
 from lb.control.desk import Desk
 from lb.control.problems import Problem
+from lb.control.reloader import in_one_line
 from lb.control.store import UnknownOutcome
 from lb.model import State
 from lb.registry import (
     By,
+    Change,
     Command,
     Fields,
     IfMatch,
@@ -31,10 +34,14 @@ from lb.registry import (
     PatchBackend,
     PatchUpstream,
     PutBackend,
+    Registry,
     RemoveBackend,
     RemoveUpstream,
     Reply,
+    UpstreamEntry,
 )
+
+log = logging.getLogger("lb.admin")
 
 ROUTED_SECONDS_MAX = 1.0  # So long an answer waits for the workers.
 
@@ -106,6 +113,7 @@ class Writes:
             more = {} if key is None else {"idempotency_key": key}
             raise Problem("unknown-outcome", error.message, error.hint, **more) from None
         refuse(reply)
+        _tell(command, reply, desk.store.registry)
         routed = await desk.wait_routed(reply.revision, ROUTED_SECONDS_MAX)
         plain: dict[str, Any] = {"revision": reply.revision, "routed": routed}
         if wait == "all":
@@ -151,6 +159,29 @@ class Writes:
 
     def _name(self) -> str:
         return self._desk.standing().name
+
+
+def _tell(command: Command, reply: Reply, registry: Registry) -> None:
+    """Leave a line in the log: who looks at it at night wants to know what was changed, and why."""
+    if reply.repeated or reply.outcome is Outcome.UNCHANGED:
+        return
+    upstream = registry.upstreams.get(command.upstream)
+    if upstream is None:
+        what = "forgotten"
+    else:
+        words = (_change_in_words(each, upstream) for each in reply.changes)
+        what = in_one_line(list(words))
+    note = f" ({command.by.note})" if command.by.note else ""
+    log.info("%s: %s; revision %d%s", command.upstream, what, reply.revision, note)
+
+
+def _change_in_words(change: Change, upstream: UpstreamEntry) -> str:
+    entry = upstream.backends.get(change.key)
+    if entry is None or change.what != "changed":
+        return f"{change.key} {change.what}"
+    plain = entry.to_plain()
+    said = ", ".join(f"{name} {plain.get(name)}" for name in change.fields)
+    return f"{change.key} now has {said}"
 
 
 def by_of(request: web.Request, member: str) -> By:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -40,6 +40,7 @@ from lb.registry import ApplyFile, By
 
 log = logging.getLogger(__name__)
 
+CHANGES_NAMED_MAX = 5  # In one line of the log; the rest is counted.
 RELOADS_MAX = 8  # One runs, the others wait; more are turned away.
 LIVE_SECONDS_MAX = 5.0  # For workers to take up the edition.
 NAMES_SECONDS_MAX = 2.0  # For names that are new; one that takes longer comes in later.
@@ -266,6 +267,13 @@ def _restart_keys(section: type[Section]) -> list[str]:
 def addresses_of(config: Config) -> list[str]:
     """The addresses on which a config accepts clients."""
     return list(dict.fromkeys(a for listener in config.listener.values() for a in listener.address))
+
+
+def in_one_line(changes: Sequence[str]) -> str:
+    """Return the first of a reload's changes, and how many more there are."""
+    more = len(changes) - CHANGES_NAMED_MAX
+    named = "; ".join(changes[:CHANGES_NAMED_MAX]) or "nothing changed"
+    return named + (f"; and {more} more" if more > 0 else "")
 
 
 def _names_to_come(config: Config) -> Collection[str]:

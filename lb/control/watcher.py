@@ -23,7 +23,7 @@ from lb.errors import AccordError
 log = logging.getLogger(__name__)
 
 INTERVAL = 1.0  # Seconds from look to look.
-ERROR_LENGTH_MAX = 2_000  # Of a file's errors, as shown in status.
+ERROR_LENGTH_MAX = 500  # Of the first of a file's errors, as shown in status.
 
 SAME = "same"
 CHANGED = "changed"
@@ -105,7 +105,7 @@ class Watcher:
         try:
             judged = await self._judge()
         except AccordError as error:
-            return f"invalid: {error}"[:ERROR_LENGTH_MAX]
+            return f"invalid: {error.brief}"[:ERROR_LENGTH_MAX]
         return SAME if judged.digest == digest else CHANGED
 
 

@@ -40,3 +40,25 @@ def test_metrics_show_late_loops_open_connections_and_checks(
     assert seen["lb_health_checks_total", backends[0].address, "ok", "app"] >= 1
     assert seen["lb_health_checks_total", backends[0].address, "failed", "app"] == 0
     assert 0 <= seen["lb_health_check_seconds", backends[0].address, "app"] < 5
+
+
+def test_the_log_tells_of_each_reload_in_one_line(daemon: Make, backends: list[Backend]) -> None:
+    one = daemon(config_of(backends)).start()
+
+    one.write(config_of(backends[:1], "wieght = 1\npanick = 2"))
+    answer = one.admin("/v1/config/reload", "POST")
+    until(lambda: "the configuration on disk" in one.log(), "the change is seen on disk")
+    on_disk = one.admin("/v1/status").json()["config"]["on_disk"]
+    one.write(config_of(backends[:1]))
+    one.admin("/v1/config/reload", "POST")
+
+    assert answer.json()["count"] == 2
+    assert on_disk == f'invalid: {one.path}:13:1: "wieght" is not a key of an upstream' + (
+        " (and 1 more: see lb check)"
+    )
+    lines = [line.partition(": ")[2] for line in one.log().splitlines() if "reload" in line]
+    assert lines == [
+        f"a reload changed nothing (asked by api): {on_disk.removeprefix('invalid: ')}",
+        "reloaded (asked by api): generation 2, edition 3: "
+        f"upstream.app.backends - {backends[1].address}",
+    ]
