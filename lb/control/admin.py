@@ -12,13 +12,12 @@ and complete, that side must be neither.
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
 from lb.control.admin_acts import Acts
+from lb.control.admin_door import Door
 from lb.control.admin_guard import BODY_BYTES_MAX, answer_errors, guard
 from lb.control.admin_probes import Probes
 from lb.control.admin_reads import Reads
@@ -29,15 +28,9 @@ from lb.control.desk import Desk
 from lb.control.openapi import document
 from lb.control.problems import Problem
 
-BACKLOG = 128
 STOP_SECONDS_MAX = 1.0  # What runs at a stop gets this long.
-KEEPALIVE_SECONDS = 75.0
-HEAD_BYTES_MAX = 16 * 1024
 
 LATER = ("events", "group", "locks", "rollouts", "exchanges", "plugins", "upgrade", "session")
-
-http_log = logging.getLogger("lb.admin.http")
-http_log.addFilter(lambda record: not _is_client_s_fault(record))
 
 
 class AdminServer:
@@ -124,31 +117,22 @@ class _Server:
     def __init__(self, app: web.Application) -> None:
         self._app = app
         self._runner: web.AppRunner | None = None
+        self._door: Door | None = None
 
     async def start(self, sock: socket.socket) -> None:
         assert self._runner is None, "one socket a server"
-        self._runner = web.AppRunner(
-            self._app,
-            access_log=None,
-            handle_signals=False,
-            logger=http_log,
-            keepalive_timeout=KEEPALIVE_SECONDS,
-            max_line_size=HEAD_BYTES_MAX,
-            max_field_size=HEAD_BYTES_MAX,
-            shutdown_timeout=STOP_SECONDS_MAX,
-        )
+        self._runner = web.AppRunner(self._app, shutdown_timeout=STOP_SECONDS_MAX)
         await self._runner.setup()
-        await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
+        assert self._runner.server is not None, "it has been set up"
+        self._door = Door(self._runner.server)
+        await self._door.open(sock)
 
     async def stop(self) -> None:
+        if self._door is not None:
+            self._door.close()
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
-
-
-def _is_client_s_fault(record: logging.LogRecord) -> bool:
-    """Whether aiohttp logs a request that is no HTTP: answered with 400, and nobody's bug."""
-    return record.exc_info is not None and isinstance(record.exc_info[1], HttpProcessingError)
 
 
 def _probe_routes(probes: Probes) -> list[web.RouteDef]:

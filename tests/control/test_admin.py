@@ -13,10 +13,11 @@ from socket import create_connection
 from typing import Any
 
 import pytest
-from office import PATIENCE, Office, office_in
+from office import PATIENCE, Answer, Office, office_in
 from prometheus_client.parser import text_string_to_metric_families
 
 from lb import __version__
+from lb.control import admin_door
 from lb.control.admin_guard import BODY_BYTES_MAX, host_name
 from lb.control.admin_recent import Recent
 from lb.control.openapi import document
@@ -312,10 +313,67 @@ def test_what_is_no_http_is_answered_and_not_logged(
         for _ in range(2):  # aiohttp speaks up from the second on.
             with closing(create_connection(("127.0.0.1", office.port), PATIENCE)) as client:
                 client.sendall(octets)
-                assert b" 400 " in client.recv(1024)
+                response = HTTPResponse(client)
+                response.begin()
+                answer = Answer(response)
+                assert (answer.status, answer.code) == (400, "bad-request")
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert octets[:20] not in answer.body
 
     assert caplog.text == ""
     assert office.get("/livez").status == 200
+
+
+@pytest.mark.parametrize(
+    "octets", [b"", b"\r\n\r\n", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"]
+)
+def test_a_head_that_does_not_come_is_not_waited_for(
+    tmp_path: Path, octets: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_door, "HEAD_SECONDS_MAX", 0.1)
+    with (
+        office_in(tmp_path) as office,
+        closing(create_connection(("127.0.0.1", office.port), PATIENCE)) as client,
+    ):
+        client.sendall(octets)
+        assert client.recv(1024).startswith(b"HTTP/1.1 408 ")
+        assert client.recv(1024) == b""
+
+
+def test_a_head_in_pieces_and_a_slow_answer_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_door, "HEAD_SECONDS_MAX", 0.2)
+    with (
+        office_in(tmp_path) as office,
+        closing(create_connection(("127.0.0.1", office.port), PATIENCE)) as client,
+    ):
+        head = b"PATCH %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % (
+            FIRST.encode()
+        )
+        for octet in head + b"Content-Length: 12\r\n\r":
+            client.sendall(bytes((octet,)))
+        client.sendall(b"\n")
+        client.settimeout(0.5)  # Longer than a head may take: the body has a bound of its own.
+        with pytest.raises(TimeoutError):
+            client.recv(1024)
+        client.settimeout(PATIENCE)
+        client.sendall(b'{"weight":2}')
+        assert client.recv(1024).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_past_the_bound_are_closed(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin_door, "CONNECTIONS_MAX", 1)
+    connection = HTTPConnection("127.0.0.1", office.port, timeout=PATIENCE)
+    with closing(connection):
+        connection.request("GET", "/livez")
+        assert connection.getresponse().read()
+        with closing(create_connection(("127.0.0.1", office.port), PATIENCE)) as second:
+            assert second.recv(1) == b""
+        connection.request("GET", "/livez")
+        assert connection.getresponse().status == 200
 
 
 def test_a_unix_socket_is_out_of_a_browser_s_reach(tmp_path: Path) -> None:

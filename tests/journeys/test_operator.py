@@ -56,9 +56,8 @@ def test_the_log_tells_of_each_reload_in_one_line(daemon: Make, backends: list[B
     assert on_disk == f'invalid: {one.path}:13:1: "wieght" is not a key of an upstream' + (
         " (and 1 more: see lb check)"
     )
-    lines = [line.partition(": ")[2] for line in one.log().splitlines() if "reload" in line]
-    assert lines == [
-        f"a reload changed nothing (asked by api): {on_disk.removeprefix('invalid: ')}",
-        "reloaded (asked by api): generation 2, edition 3: "
-        f"upstream.app.backends - {backends[1].address}",
-    ]
+    bad, good = [line for line in one.log().splitlines() if "reload" in line]
+    found = on_disk.removeprefix("invalid: ")
+    assert bad.endswith(f": a reload changed nothing (asked by api): {found}")
+    assert ": reloaded (asked by api): generation 2, edition " in good
+    assert good.endswith(f": upstream.app.backends - {backends[1].address}")
