@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lb.errors import BackendError, ClientError
 from lb.http1.forwarding import request_block, response_framing, response_head
 from lb.http1.head import (
+    RequestHead,
     cookie_value,
     field_values,
     judge_request,
@@ -42,9 +43,9 @@ def test_what_goes_out_is_read_alike_by_another_parser(
     reserved = {b"via", b"host", b"te"}
     fields = [(name, value) for name, value in fields if name.lower() not in reserved]
     block = b"\r\nHost: a.example" + b"".join(b"\r\n%b: %b" % f for f in fields) + b"\r\n"
-    read = read_request_fields(block, 100)
+    head = RequestHead(b"", b"GET", b"/", 1, read_request_fields(block, 100))
 
-    out = request_block(read, host=b"a.example", client=b"192.0.2.1", via=b"lb-1")
+    out = request_block(head, host=b"a.example", client=b"192.0.2.1", via=b"lb-1")
 
     server = h11.Connection(h11.SERVER)
     server.receive_data(b"GET /" + path.replace(b"?", b"") + b" HTTP/1.1" + out)

@@ -10,27 +10,32 @@ from __future__ import annotations
 
 from typing import Final
 
-from lb.http1.head import RequestFields, ResponseFields
+from lb.http1.head import RequestFields, RequestHead, ResponseFields
 
+COUNTS_HOPS: Final = frozenset({b"TRACE", b"OPTIONS"})  # RFC 9110 7.6.2
 VIA_LOOPS_MAX: Final = 4  # An instance may rightly route to its own listener once or twice.
 
 # RFC 9110 9.2.2; an allow-list, since an unknown method promises nothing.
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
 
-def request_block(fields: RequestFields, *, host: bytes, client: bytes, via: bytes) -> bytes:
+def request_block(head: RequestHead, *, host: bytes, client: bytes, via: bytes) -> bytes:
     """
     Return all that follows a forwarded request's request line, from CRLF to the empty line.
 
     `host` is what the backend sees; X-Forwarded-Host carries what the client asked for. The
     client's own X-Forwarded-* are gone already: nobody is trusted to write them.
     """
+    fields = head.fields
     parts = [b"\r\nHost: ", host, fields.kept]
     if fields.chunked:
         parts.append(b"\r\nTransfer-Encoding: chunked")
     elif fields.length >= 0:
         parts.append(b"\r\nContent-Length: %d" % fields.length)
-    if fields.expects_continue:
+    if fields.hops >= 0:
+        counts = head.method in COUNTS_HOPS
+        parts.append(b"\r\nMax-Forwards: %d" % (fields.hops - counts))
+    if fields.expects_continue and head.minor:  # RFC 9110 10.1.1: not from HTTP/1.0.
         parts.append(b"\r\nExpect: 100-continue")
     parts += [b"\r\nX-Forwarded-For: ", client, b"\r\nX-Forwarded-Proto: http"]
     if fields.host:

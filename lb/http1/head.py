@@ -110,7 +110,7 @@ class RequestFields:
         self.chunked = False
         self.close = False
         self.expects_continue = False
-        self.hops = 0
+        self.hops = -1  # Max-Forwards, -1 without
         self.via = b""
         self.kept = b""
         self.memo = b""
@@ -402,6 +402,12 @@ def _request_expect(fields: RequestFields, value: bytes, _: set[bytes]) -> None:
     fields.expects_continue = True
 
 
+def _request_hops(fields: RequestFields, value: bytes, _: set[bytes]) -> None:
+    if not value.isdigit() or len(value) > LENGTH_DIGITS_MAX:
+        raise ClientError(400, "malformed Max-Forwards")
+    fields.hops = int(value)
+
+
 def _request_via(fields: RequestFields, value: bytes, _: set[bytes]) -> None:
     fields.via = fields.via + b", " + value if fields.via else value
 
@@ -451,6 +457,7 @@ _REQUEST_RULES: Final[dict[bytes, _RequestRule]] = {
     b"content-length": _request_length,
     b"expect": _request_expect,
     b"host": _request_host,
+    b"max-forwards": _request_hops,
     b"transfer-encoding": _request_coding,
     b"via": _request_via,
 }

@@ -7,7 +7,9 @@ Methods are grouped by who calls them: the loop, the pool, the exchange.
 from __future__ import annotations
 
 import asyncio
+import os
 import select
+import socket
 from enum import Enum
 from time import monotonic
 from typing import Final, Protocol
@@ -27,7 +29,7 @@ INTERIM_RESPONSES_MAX: Final = 16  # 1xx heads before a final one
 WRITE_HIGH: Final = 64 * 1024
 WRITE_LOW: Final = 32 * 1024
 HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
-STALE_DETAIL: Final = "a kept connection was closed by the backend"
+LAST_WORDS_BYTES_MAX: Final = 128 * 1024  # of a response, read after the connection was reset
 
 
 class Phase(Enum):
@@ -105,8 +107,10 @@ class BackendConnection:
         "_interim_count",
         "_paused",
         "_phase",
+        "_poll",
         "_pool",
         "_transport",
+        "_unsent",
         "_whole",
         "carried",
         "clogged",
@@ -125,6 +129,8 @@ class BackendConnection:
         self._body: BodyReader | None = None
         self._head: ResponseHead | None = None  # of the response before, to compare with
         self._interim_count = 0
+        self._poll = select.poll()
+        self._unsent = 0  # octets, when we last looked
         self._paused = False  # in reading: the client is slow
         self._whole = True  # all of the request has been sent
         self.carried = 0  # exchanges so far
@@ -139,6 +145,7 @@ class BackendConnection:
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._pool.made(self)
 
     def data_received(self, data: bytes) -> None:
@@ -154,6 +161,8 @@ class BackendConnection:
         return False  # The transport closes itself, connection_lost follows.
 
     def connection_lost(self, error: Exception | None) -> None:
+        if error is not None and self._asker is not None:
+            self._take_last_words()
         phase, asker = self._phase, self._asker
         self._phase = _CLOSED
         self._asker = None
@@ -164,7 +173,7 @@ class BackendConnection:
         if phase is _BODY and self._body is not None and self._body.open_ended and not error:
             asker.response_ended(monotonic(), reusable=False)
         elif phase is _HEAD and self.kept and not self._buffer:
-            asker.backend_failed(Failure.STALE, STALE_DETAIL)
+            asker.backend_failed(Failure.STALE, "a kept connection was closed by the backend")
         elif error is not None:
             asker.backend_failed(Failure.RESET, "the backend reset the connection")
         else:
@@ -172,6 +181,7 @@ class BackendConnection:
 
     def pause_writing(self) -> None:
         self.clogged = True
+        self._unsent = self._transport.get_write_buffer_size()
         self._await_head()
         if self._asker is not None:
             self._asker.hold_request()
@@ -185,19 +195,18 @@ class BackendConnection:
     # Called by the pool.
 
     def is_fresh(self, now: float) -> bool:
-        """Whether it may still carry an exchange, as far as we have heard."""
-        return self._phase is _IDLE and now < self.deadline
+        """
+        Whether it may still carry an exchange.
 
-    def is_silent(self) -> bool:
-        """Whether the kernel holds nothing of it: no octet, no end. Costs a system call."""
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not poll.poll(0)
+        The kernel is asked too (0.3 us): octets or an end that came in this turn of the loop
+        would else be taken for the answer to what we are about to send (RFC 9112 9.2).
+        """
+        return self._phase is _IDLE and now < self.deadline and not self._poll.poll(0)
 
     @property
     def closed(self) -> bool:
         """Whether it can carry nothing any more."""
-        return self._phase is _CLOSED
+        return self._phase is _CLOSED or self._transport.is_closing()
 
     def rest(self, until: float) -> None:
         """Idle until then at most."""
@@ -214,6 +223,12 @@ class BackendConnection:
     def on_deadline(self, now: float) -> None:
         """Give up waiting: for the head, for more of a body, or for being used again."""
         phase, asker = self._phase, self._asker
+        if phase is _HEAD and self.clogged:
+            unsent = self._transport.get_write_buffer_size()
+            if unsent < self._unsent:  # It reads, however slowly.
+                self._unsent = unsent
+                self.deadline = now + self._pool.response_timeout
+                return
         self.deadline = NEVER
         self.close()
         if asker is not None:
@@ -245,14 +260,16 @@ class BackendConnection:
 
     def pause_reading(self) -> None:
         """Stop reading, and the clock of the backend's stall with it: the client is slow."""
-        self._paused = True
-        self._transport.pause_reading()
         self.deadline = NEVER
+        if not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read on."""
-        self._paused = False
-        self._transport.resume_reading()
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
         self.deadline = monotonic() + self._pool.stall_timeout
 
     def _await_head(self) -> None:
@@ -285,10 +302,6 @@ class BackendConnection:
                 return
         if head.status < 200:
             self._take_interim(asker, head, data[size:])
-        elif head.status == 408 and head.fields.close and self.kept:
-            # Said to an idle connection, before it saw what we sent (RFC 9110 15.5.9).
-            self.close()
-            asker.backend_failed(Failure.STALE, STALE_DETAIL)
         else:
             self._take_final(asker, head, data[size:])
 
@@ -355,6 +368,29 @@ class BackendConnection:
             self._transport.resume_reading()
         # Octets after the end, or a request still being written, leave it in doubt.
         asker.response_ended(now, reusable=not rest and not self.clogged)
+
+    def _take_last_words(self) -> None:
+        """
+        Read what the kernel still holds of a connection that was reset.
+
+        A backend that refuses an upload answers, closes, and resets what we went on sending;
+        our failed write then comes before its answer has been read.
+        """
+        self.expires = 0.0
+        with socket.socket(
+            fileno=os.dup(self._transport.get_extra_info("socket").fileno())
+        ) as sock:
+            sock.setblocking(False)
+            taken = 0
+            while self._asker is not None and taken < LAST_WORDS_BYTES_MAX:
+                try:
+                    data = sock.recv(LAST_WORDS_BYTES_MAX)
+                except OSError:
+                    return
+                if not data:
+                    return
+                taken += len(data)
+                self.data_received(data)
 
     def _fail(self, detail: str) -> None:
         asker = self._asker

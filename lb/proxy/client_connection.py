@@ -294,29 +294,26 @@ class ClientConnection:
         self.exchange = None
         if self._phase is not _CLOSED:
             self._phase = _CLOSED
-            if reset:
-                sock = self._transport.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._transport.abort()
+            self._abort(reset=reset)
 
     # Called by the listener.
 
     def drain(self) -> None:
         """Carry no further request; close once idle."""
         self.draining = True
-        if self._phase is _IDLE and not self._buffer:
+        if self._phase is _IDLE and not self._buffer and not self.clogged:
             # A moment's patience: the next request may be on its way to us.
             idle_since = self.deadline - self.plan.timeouts.idle
             self.deadline = min(self.deadline, idle_since + CLOSES_NOW_AFTER_S)
 
     def kill(self, end: str) -> None:
         """Close now, whatever runs."""
+        self._phase = _CLOSED
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_lost(end)
-        self._phase = _CLOSED
         if self._transport is not None:
-            self._transport.abort()
+            self._abort(reset=exchange is not None)
 
     # Reading.
 
@@ -448,7 +445,15 @@ class ClientConnection:
             self._unsent = unsent
             self.deadline = now + self.plan.timeouts.stall
         else:
-            self._transport.abort()  # connection_lost tells the exchange
+            # connection_lost tells the exchange.
+            self._abort(reset=self.exchange is not None or unsent > 0)
+
+    def _abort(self, *, reset: bool) -> None:
+        """Close at once; `reset`: so that nobody takes what has arrived for all there is."""
+        if reset and not self._transport.is_closing():
+            sock = self._transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
 
     def _lose_exchange(self) -> None:
         exchange, self.exchange = self.exchange, None

@@ -41,7 +41,7 @@ class Deadlines:
         self.forget = self._watched.discard
 
     def every_tick(self, chore: Callable[[float], None]) -> None:
-        """Call `chore(now)` at each tick, before deadlines are looked at."""
+        """Call `chore(now)` at each tick; one that raises is logged, and keeps nobody waiting."""
         self._chores.append(chore)
 
     def start(self) -> None:
@@ -57,7 +57,7 @@ class Deadlines:
         self._next = self._loop.call_later(TICK_S, self._tick)
         now = monotonic()
         for chore in self._chores:
-            chore(now)
+            self._loop.call_soon(chore, now)
         for waiting in [each for each in self._watched if each.deadline <= now]:
             if waiting.deadline <= now:  # One before it may have moved it.
                 waiting.on_deadline(now)

@@ -111,7 +111,7 @@ class Exchange:
     __slots__ = (
         "_backend", "_backend_key", "_body_sent", "_bytes_in", "_bytes_out", "_chunking",
         "_client", "_connect_s", "_connecting", "_counted", "_endpoint", "_ends_by_close",
-        "_first_byte_s", "_head", "_held", "_keep", "_key", "_plan", "_replayable",
+        "_first_byte_s", "_head", "_held", "_held_bytes", "_keep", "_key", "_plan", "_replayable",
         "_request_id", "_retrying", "_reused", "_started", "_status", "_step", "_tried",
         "_tries", "_try_started", "_upstream", "_whole", "_worker", "_written", "deadline",
         "method",
@@ -141,6 +141,7 @@ class Exchange:
         self._keep = True  # as far as the two messages are concerned
         self._ends_by_close = False  # the response has neither length nor chunks
         self._held: list[bytes] = []  # of the body, as it goes to a backend: sent or to be sent
+        self._held_bytes = 0
         self._body_sent = 0  # octets of the body given to the present backend
         self._replayable = True
         self._written = False
@@ -175,6 +176,10 @@ class Exchange:
         if self._plan.timeout:
             self.deadline = self._started + self._plan.timeout
             self._worker.deadlines.watch(self)
+        limit = self._plan.body_max
+        if limit is not None and self._head.fields.length > limit:
+            self._refuse_body(limit)
+            return
         endpoint = upstream.pick((), key, self._started)
         if endpoint is None:
             self.answer(_no_backend(upstream))
@@ -203,13 +208,14 @@ class Exchange:
             data = (chunk(payload) if payload else b"") + (LAST_CHUNK if whole else b"")
         if self._replayable:
             self._held.append(data)
+            self._held_bytes += len(data)
         if self._backend is not None:
             self._body_sent += len(data)
             if self._body_sent > REPLAY_BYTES_MAX:
                 self._replayable = False
                 self._held.clear()
             self._backend.send(data, whole=whole)
-        elif sum(map(len, self._held)) > REPLAY_BYTES_MAX:
+        elif self._held_bytes > REPLAY_BYTES_MAX:
             self._client.hold()  # Until there is a backend that takes it.
 
     def client_lost(self, end: str = "client_closed") -> None:
@@ -368,7 +374,7 @@ class Exchange:
         if balancer.counts:
             balancer.taken(endpoint)
         if not fresh:
-            connection = endpoint.pool.take(now, certain=self.method not in IDEMPOTENT)
+            connection = endpoint.pool.take(now)
             if connection is not None:
                 self._reused = True
                 self._send(connection, now)
@@ -414,10 +420,12 @@ class Exchange:
             host = b"localhost" if endpoint.address[:5] == "unix:" else endpoint.address.encode()
         else:
             host = policy.encode()
-        if fields.memo_key != host:
-            fields.memo_key = host
+        odd = fields.expects_continue or fields.hops >= 0
+        key = (host, self.method, self._head.minor) if odd else host
+        if fields.memo_key != key:
+            fields.memo_key = key
             fields.memo = forwarding.request_block(
-                fields, host=host, client=self._client.address_octets, via=self._worker.via
+                self._head, host=host, client=self._client.address_octets, via=self._worker.via
             )
         return fields.memo
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -86,6 +87,7 @@ class Listeners:
             except (BlockingIOError, OSError):
                 return
             accepted.setblocking(False)
-            await self._loop.connect_accepted_socket(  # type: ignore[type-var]
-                lambda: self._switchboard.accept(address), accepted
-            )
+            with suppress(OSError):  # It went while it stood in the queue.
+                await self._loop.connect_accepted_socket(  # type: ignore[type-var]
+                    lambda: self._switchboard.accept(address), accepted
+                )

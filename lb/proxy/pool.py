@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections.abc import Callable
 from time import monotonic
 from typing import Final, Protocol
 
@@ -36,14 +37,15 @@ class Waiter(Protocol):
 class Connecting:
     """A connection being made. Its waiter may lose interest: then it is pooled."""
 
-    __slots__ = ("_pool", "_started", "_task", "deadline", "waiter")
+    __slots__ = ("_connection", "_pool", "_started", "_task", "deadline", "waiter")
 
     def __init__(self, pool: Pool, waiter: Waiter, timeout: float) -> None:
         self._pool = pool
         self._started = monotonic()
         self.waiter: Waiter | None = waiter
         self.deadline = self._started + timeout
-        self._task = pool.dial()
+        self._connection: BackendConnection | None = None
+        self._task = pool.dial(self._make)
         self._task.add_done_callback(self._done)
 
     def on_deadline(self, now: float) -> None:
@@ -51,10 +53,17 @@ class Connecting:
         self.deadline = NEVER
         self._task.cancel()
 
+    def _make(self) -> BackendConnection:
+        self._connection = self._pool.make()
+        return self._connection
+
     def _done(self, task: asyncio.Task[tuple[asyncio.Transport, BackendConnection]]) -> None:
         self._pool.dialled(self)
         waiter, self.waiter = self.waiter, None
         if task.cancelled():
+            if self._connection is not None:
+                self._connection.close()  # It may have stood just before.
+                self._pool.lost(self._connection)
             if waiter is not None:
                 waiter.connect_failed(
                     Failure.CONNECT_TIMEOUT, "timeouts.connect of the upstream passed"
@@ -115,17 +124,12 @@ class Pool:
         """Connections that carry an exchange now."""
         return len(self._all) - len(self._idle)
 
-    def take(self, now: float, *, certain: bool) -> BackendConnection | None:
-        """
-        Lend an idle connection, None if there is none.
-
-        `certain` asks the kernel first whether it is still good: for requests that could not
-        be sent again if it is not.
-        """
+    def take(self, now: float) -> BackendConnection | None:
+        """Lend an idle connection, None if there is none."""
         idle = self._idle
         while idle:
             connection = idle.pop()
-            if connection.is_fresh(now) and (not certain or connection.is_silent()):
+            if connection.is_fresh(now):
                 return connection
             connection.close()
         return None
@@ -164,14 +168,16 @@ class Pool:
 
     # Called by connections, and by those being made.
 
-    def dial(self) -> asyncio.Task[tuple[asyncio.Transport, BackendConnection]]:
-        """Begin to connect."""
+    def dial(
+        self, make: Callable[[], BackendConnection]
+    ) -> asyncio.Task[tuple[asyncio.Transport, BackendConnection]]:
+        """Begin to connect; `make` makes the protocol."""
         loop, address = self._loop, self._address
         if address.startswith("unix:"):
-            return loop.create_task(loop.create_unix_connection(self._make, address[5:]))  # type: ignore[type-var]
+            return loop.create_task(loop.create_unix_connection(make, address[5:]))  # type: ignore[type-var]
         host, _, port = address.rpartition(":")
         return loop.create_task(
-            loop.create_connection(self._make, host.strip("[]"), int(port))  # type: ignore[type-var]
+            loop.create_connection(make, host.strip("[]"), int(port))  # type: ignore[type-var]
         )
 
     def dialled(self, connecting: Connecting) -> None:
@@ -191,7 +197,8 @@ class Pool:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def _make(self) -> BackendConnection:
+    def make(self) -> BackendConnection:
+        """Make the protocol of a connection to come."""
         age = AGE_S * (1 + AGE_JITTER * (2 * self._rng.random() - 1))
         return BackendConnection(self, monotonic() + age)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from lb.errors import ClientError
-from lb.http1.forwarding import loops
+from lb.http1.forwarding import COUNTS_HOPS, loops
 from lb.http1.head import RequestFields, RequestHead, cookie_value, field_values, split_absolute
 from lb.http1.replies import Reply
 from lb.metrics import Meters
@@ -168,6 +168,9 @@ class Switchboard:
         target, fields = head.target, head.fields
         if fields.via and loops(fields, self.worker.via):
             raise ClientError(508, "the request has come through here too often")
+        if not fields.hops and head.method in COUNTS_HOPS:
+            self._answer_as_last(client, head, started)
+            return
         direct = self._direct.get(client.plan.name)
         if (
             direct is not None
@@ -214,6 +217,15 @@ class Switchboard:
             exchange.start(self._key(by, client, path, fields) if by else b"")
         else:
             exchange.answer(self._own_reply(match))
+
+    def _answer_as_last(self, client: ClientConnection, head: RequestHead, started: float) -> None:
+        """Answer a request that asked to go no further (RFC 9110 7.6.2)."""
+        plan = self._plan(client.plan.name, None, "")
+        client.exchange = exchange = Exchange(self.worker, plan, None, client, head, started)
+        if head.method == b"OPTIONS":
+            exchange.answer(Reply(200, "ok", body=""))
+        else:
+            exchange.answer(Reply(405, "no_route", "TRACE is not answered here", (("Allow", ""),)))
 
     def refuse(self, client: ClientConnection, reply: Reply, octets: bytes) -> bytes:
         """Return the answer to what is no request, counted and logged."""
