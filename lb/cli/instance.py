@@ -182,12 +182,21 @@ def _is_gone(instance: Admin, pid: int) -> bool:
     except PermissionError:
         pass
     else:
-        return False
+        return _is_zombie(pid)
     try:
         instance.readiness(1.0)
     except UnreachableError:
         return True
     return False
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended, and nobody has asked how: a container's first may never."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[:1] == ["Z"]
+    except OSError:
+        return False  # Gone in between, which the next look sees; or no /proc.
 
 
 def _print_status(plain: dict[str, Any], upstreams: list[dict[str, Any]]) -> None:
