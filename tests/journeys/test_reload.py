@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-import pytest
-
 from journeys.conftest import Make, config_of
 from journeys.flows import HUGE, end_of
 from journeys.kit import PATIENCE, Answer, Backend, Daemon, ask, free_ports, loaded, until
@@ -298,7 +296,7 @@ def test_clients_of_a_listener_while_it_goes_get_an_answer_or_are_refused(
         with loaded(other, fresh=True) as load:
             one.write(kept_on)
             assert lb(one, "reload").status == 0
-            until(lambda: load.failures, "nobody gets in any more")  # noqa: B023 - called here
+            until(lambda: load.failures, "nobody gets in any more")
         assert set(load.failures) == {"ConnectionRefusedError(111, 'Connection refused')"}
 
 
