@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -41,7 +42,7 @@ CONFIG = """\
 [node]
 name = "demo"
 data_dir = "{folder}/state"
-workers = {workers}
+workers = 1  # Each worker takes turns by itself: with two, a b c would come mixed.
 grace = "0s"
 drain = "1s"
 
@@ -74,10 +75,10 @@ ADVICE = """
   Try, in another terminal:
 
     for i in 1 2 3 4 5 6; do curl -s {proxy}; done
-    lb backend list demo{admin}
-    lb backend drain demo b{admin}
-    lb backend enable demo b{admin}
-    lb explain GET {proxy}{admin}
+    {lb} backend list demo{admin}
+    {lb} backend drain demo b{admin}
+    {lb} backend enable demo b{admin}
+    {lb} explain GET {proxy}{admin}
     kill {victim}   (backend c ends; it is back after {rest:.0f} s)
 
   Ctrl-C stops everything.
@@ -118,10 +119,8 @@ def config_text(folder: str, ports: Ports) -> str:
         f'  {{ name = "{letter}", address = "127.0.0.1:{port}" }}'
         for letter, port in zip(LETTERS, ports.toys, strict=True)
     )
-    workers = min(2, len(os.sched_getaffinity(0)))
     return CONFIG.format(
         folder=folder,
-        workers=workers,
         admin=ports.admin,
         proxy=ports.proxy,
         backends=backends,
@@ -232,6 +231,7 @@ class Companion:
     def _advice(self) -> str:
         ports = self._ports
         return ADVICE.format(
+            lb=lb_command(),
             letters=", ".join(LETTERS),
             proxy=f"http://127.0.0.1:{ports.proxy}/",
             dashboard=f"http://127.0.0.1:{ports.admin}/",
@@ -240,6 +240,18 @@ class Companion:
             victim=self._toys[LETTERS[-1]].pid,
             rest=REST_SECONDS,
         )
+
+
+def lb_command() -> str:
+    """Return the word that runs this very `lb` from the folder that the demo was started in."""
+    script = Path(sys.executable).with_name("lb")
+    found = shutil.which("lb")
+    if found is not None and script.exists() and os.path.samefile(found, script):
+        return "lb"
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m lb.cli"
+    near = os.path.relpath(script)
+    return shlex.quote(str(script) if near.startswith("..") else near)
 
 
 async def _start_toy(letter: str, port: int) -> Process:

@@ -22,7 +22,7 @@ from lb.cli.running import config_text
 from lb.cli.tree import LazyGroup, lb
 from lb.cli.units import DURATION
 from lb.config.load import load
-from lb.demo import Ports, body_for, free_ports
+from lb.demo import Ports, body_for, free_ports, lb_command
 from lb.demo import config_text as demo_config
 from lb.errors import StartError, UsageError
 from lb.model import Health
@@ -523,6 +523,24 @@ def test_run_without_a_file_is_a_file(tmp_path: Path) -> None:
         config_text((":8080",), ("https://a:443",), None)
 
 
+@pytest.mark.parametrize(
+    ("path", "word"),
+    [("", ".venv/bin/lb"), ("{bin}", "lb"), ("/usr/bin", ".venv/bin/lb")],
+)
+def test_the_demo_names_the_lb_that_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, word: str
+) -> None:
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", path.replace("{bin}", str(folder)))
+
+    assert lb_command() == f"{folder / 'python'} -m lb.cli"
+    (folder / "lb").touch(mode=0o755)
+    assert lb_command() == word
+
+
 def test_the_demo_s_file_is_good(tmp_path: Path) -> None:
     path = tmp_path / "demo.toml"
     path.write_text(demo_config(str(tmp_path), Ports(8080, 9900, (9001, 9002, 9003))))
@@ -531,6 +549,7 @@ def test_the_demo_s_file_is_good(tmp_path: Path) -> None:
 
     assert not loaded.warnings
     assert loaded.config.node.grace == 0
+    assert loaded.config.node.workers == 1  # So that a b c come in turn.
 
 
 def test_free_ports_are_below_or_refused() -> None:

@@ -94,6 +94,27 @@ def test_the_demo_serves_and_ends_with_ctrl_c(start: list[Started], tmp_path: Pa
     assert "Traceback" not in each.said
 
 
+def test_what_the_demo_says_to_try_works_where_it_was_started(
+    start: list[Started], tmp_path: Path
+) -> None:
+    each, _, _ = demo(start, tmp_path)
+    tried = [
+        line.strip() for line in each.said.splitlines() if " demo" in line or "explain" in line
+    ]
+
+    assert len(tried) == 4
+    for line in tried:
+        done = subprocess.run(
+            line,
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_the_demo_leaves_nothing_behind_however_it_ends(
     start: list[Started], tmp_path: Path, number: signal.Signals
