@@ -221,7 +221,7 @@ def admin_address(text: str) -> str:
     if "://" in text:
         parts = urlsplit(text)
         if parts.scheme != "http":
-            raise UsageError(f'"{text}": a {parts.scheme}:// admin address is not yet supported')
+            raise UsageError(f'"{text}": {parts.scheme}:// admin addresses are not yet supported')
         text = parts.netloc
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):

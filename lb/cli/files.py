@@ -118,16 +118,22 @@ def diff(ctx: click.Context, admin: str | None, config: str | None, output: str)
 
 
 @click.command()
-def schema() -> None:
-    """The JSON Schema of the config file, for editors."""
+@output_option
+def schema(output: str) -> None:
+    """The JSON Schema of the config file, for editors; JSON in any case."""
     print_json(json_schema())
 
 
 @click.command()
 @click.argument("key", required=False, default="")
-def doc(key: str) -> None:
+@output_option
+def doc(key: str, output: str) -> None:
     """What KEY means: lb config doc listener.timeouts.idle."""
-    click.echo(describe(key).rstrip("\n"))
+    text = describe(key).rstrip("\n")
+    if output == "json":
+        print_json({"key": key, "text": text})
+    else:
+        click.echo(text)
 
 
 @click.command()

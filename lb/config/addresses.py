@@ -72,7 +72,7 @@ def backend_address(text: str) -> Address:
     scheme, mark, rest = text.partition("://")
     if mark:
         if scheme in {"https", "srv"}:
-            raise BadAddressError(f'a "{scheme}://" backend is not yet supported')
+            raise BadAddressError(f'"{scheme}://" backends are not yet supported')
         bare = rest.split("/")[0]
         raise BadAddressError(f'"{text}" is not an address', f'write "{bare}"' if bare else "")
     host, port = _host_and_port(text, "80")

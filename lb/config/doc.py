@@ -45,7 +45,8 @@ def describe(key: str) -> str:
             if parts:
                 raise _unknown(key, parts[0], section)
             return "\n".join(_key_lines(".".join(seen), field))
-        if get_origin(field.annotation) is dict and parts and parts[0] not in inner.model_fields:
+        known = {*inner.model_fields, *inner.later}
+        if get_origin(field.annotation) is dict and parts and parts[0] not in known:
             del parts[0]  # The name of one listener, route or upstream.
         section = inner
     return "\n".join(_section_lines(".".join(seen), section, field))

@@ -117,8 +117,9 @@ def _check_common(command: Command) -> Refusal | None:
 
 
 def is_name(text: str) -> bool:
-    """Whether this may name an upstream or a backend."""
-    return len(text) <= NAME_LENGTH_MAX and _NAME.fullmatch(text) is not None
+    """Whether this may name an upstream or a backend; clients take `.` and `..` out of a path."""
+    fits = len(text) <= NAME_LENGTH_MAX and _NAME.fullmatch(text) is not None
+    return fits and text not in {".", ".."}
 
 
 def is_text(text: str, length_max: int) -> bool:
