@@ -40,7 +40,7 @@ class LazyGroup(click.Group):
             from difflib import get_close_matches  # noqa: PLC0415 - 10 ms that no good word needs
 
             close = get_close_matches(name, self.PLACES, n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else "; see lb --help"
+            hint = f'; did you mean "{close[0]}"?' if close else f"; see {ctx.command_path} --help"
             ctx.fail(f'there is no command "{name}"{hint}')
         return super().resolve_command(ctx, args)
 
