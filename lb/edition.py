@@ -292,6 +292,7 @@ def _plan_route(name: str, route: schema.Route) -> model.Route:
         respond=respond,
         body_max=route.body_max,
         timeout=route.timeout,
+        upgrade=tuple(token.lower() for token in route.upgrade),
     )
 
 
@@ -309,7 +310,9 @@ def _plan_upstream(name: str, upstream: schema.Upstream) -> model.Upstream:
         checked=is_checked(upstream.health),
         panic=upstream.panic,
         retries=model.Retries(retries.attempts, retries.budget),
-        timeouts=model.UpstreamTimeouts(timeouts.connect, timeouts.response, timeouts.stall),
+        timeouts=model.UpstreamTimeouts(
+            timeouts.connect, timeouts.response, timeouts.stall, timeouts.tunnel
+        ),
         keepalive=model.Keepalive(upstream.keepalive.idle_max, upstream.keepalive.idle),
         drain=model.Drain(upstream.drain.soft, upstream.drain.force),
         host=upstream.host,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 
 class State(StrEnum):
@@ -93,6 +93,9 @@ class Respond:
     body: str = ""
 
 
+UPGRADE: Final = ("websocket",)  # what a request may become, where no route says otherwise
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """
@@ -116,6 +119,7 @@ class Route:
     respond: Respond | None = None
     body_max: int | None = None
     timeout: float = 0.0
+    upgrade: tuple[str, ...] = UPGRADE
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Route:
@@ -133,6 +137,7 @@ class Route:
             respond=None if respond is None else Respond(**respond),
             body_max=plain["body_max"],
             timeout=plain["timeout"],
+            upgrade=tuple(plain["upgrade"]),
         )
 
 
@@ -146,11 +151,15 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTimeouts:
-    """Seconds. `connect`; `response`: to the end of the response head; `stall`: between reads."""
+    """
+    Seconds. `connect`; `response`: to the end of the response head; `stall`: between reads;
+    `tunnel`: of silence after an upgrade.
+    """
 
     connect: float = 3.0
     response: float = 30.0
     stall: float = 60.0
+    tunnel: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

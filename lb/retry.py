@@ -50,6 +50,19 @@ def may_retry(
     return idempotent and failure in _MAY_REPEAT
 
 
+# What metrics call a failure, and which ones are a 504.
+ERROR_KINDS: Final = {
+    Failure.REFUSED: "connect",
+    Failure.CONNECT_TIMEOUT: "connect",
+    Failure.STALE: "reset",
+    Failure.RESET: "reset",
+    Failure.CLOSED: "reset",
+    Failure.TIMEOUT: "timeout",
+    Failure.BAD_RESPONSE: "protocol",
+}
+GATEWAY_TIMEOUTS: Final = frozenset({Failure.TIMEOUT, Failure.CONNECT_TIMEOUT})
+
+
 class RetryBudget:
     """Bounds the retries of one upstream in one worker to a share of its active requests."""
 

@@ -80,6 +80,22 @@ class Method(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeToken(Kind):
+    """A protocol that a request may ask to become, in lower case."""
+
+    words = 'protocol, like "websocket"'
+
+    def read(self, value: object) -> str:
+        """Take a token; h2c would go past routes, limits and logs, so it never goes on."""
+        text = self.text(value).lower()
+        if text == "h2c":
+            raise wrong('"h2c" is never passed on', "requests inside it could not be routed")
+        if TOKEN.fullmatch(text.partition("/")[0]) is None:
+            raise wrong(f"{shown(text)} is not a protocol's name")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
 class HeaderName(Kind):
     """The name of a header, in lower case, as heads are compared."""
 

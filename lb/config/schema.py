@@ -45,6 +45,7 @@ from lb.config.requests import (
     Method,
     PathPattern,
     RequestKey,
+    UpgradeToken,
     UrlPath,
 )
 from lb.config.section import Section, restart
@@ -295,7 +296,7 @@ class Route(Section):
     """Which requests go to which upstream. Without conditions: all."""
 
     noun = "a route"
-    later = frozenset({"upgrade", "plugins"})
+    later = frozenset({"plugins"})
 
     listener: Annotated[list[Annotated[str, Name()]], OrOne()] = Field(
         default=[], description="Only on these listeners; default: all.", examples=[["secure"]]
@@ -341,6 +342,11 @@ class Route(Section):
     )
     timeout: Annotated[float, Duration()] = Field(
         default=0.0, description='For the whole exchange, retries included; "0s": none.'
+    )
+    upgrade: Annotated[list[Annotated[str, UpgradeToken()]], OrOne()] = Field(
+        default=["websocket"],
+        description="What a request may ask to become; any other Upgrade is taken off it.",
+        examples=[["websocket"]],
     )
 
     @field_validator("header", mode="before")

@@ -124,7 +124,6 @@ class UpstreamTimeouts(Section):
     """How long a backend may take."""
 
     noun = "an upstream's timeouts"
-    later = frozenset({"tunnel"})
 
     connect: Annotated[float, Duration(zero=False)] = Field(
         default=3.0, description="To connect; then the next backend is tried."
@@ -134,6 +133,9 @@ class UpstreamTimeouts(Section):
     )
     stall: Annotated[float, Duration(zero=False)] = Field(
         default=60.0, description="How long an answer may pause between two reads."
+    )
+    tunnel: Annotated[float, Duration(zero=False)] = Field(
+        default=3600.0, description="How long both sides of a WebSocket may be silent."
     )
 
 

@@ -19,14 +19,23 @@ VIA_LOOPS_MAX: Final = 4  # An instance may rightly route to its own listener on
 IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
 
-def request_block(head: RequestHead, *, host: bytes, client: bytes, via: bytes) -> bytes:
+def request_block(
+    head: RequestHead, *, host: bytes, client: bytes, via: bytes, upgrade: bytes = b""
+) -> bytes:
     """
     Return all that follows a forwarded request's request line, from CRLF to the empty line.
 
     `host` is what the backend sees; X-Forwarded-Host carries what the client asked for. The
-    client's own X-Forwarded-* are gone already: nobody is trusted to write them.
+    client's own X-Forwarded-* are gone already: nobody is trusted to write them. `upgrade` is
+    the protocol to ask for, if any. The fields keep the block: those of a connection's next
+    request may be the same, and `client` is the same for all of a connection.
     """
     fields = head.fields
+    # Most blocks follow from the host alone; the others from these too.
+    odd = fields.expects_continue or fields.hops >= 0 or upgrade
+    key = (host, head.method, head.minor, upgrade) if odd else host
+    if fields.memo_key == key:
+        return fields.memo
     parts = [b"\r\nHost: ", host, fields.kept]
     if fields.chunked:
         parts.append(b"\r\nTransfer-Encoding: chunked")
@@ -37,12 +46,25 @@ def request_block(head: RequestHead, *, host: bytes, client: bytes, via: bytes) 
         parts.append(b"\r\nMax-Forwards: %d" % (fields.hops - counts))
     if fields.expects_continue and head.minor:  # RFC 9110 10.1.1: not from HTTP/1.0.
         parts.append(b"\r\nExpect: 100-continue")
+    if upgrade:
+        parts += [b"\r\nConnection: Upgrade\r\nUpgrade: ", upgrade]
     parts += [b"\r\nX-Forwarded-For: ", client, b"\r\nX-Forwarded-Proto: http"]
     if fields.host:
         parts += [b"\r\nX-Forwarded-Host: ", fields.host]
     before = fields.via + b", " if fields.via else b""
     parts += [b"\r\nVia: ", before, b"1.1 ", via, b"\r\n\r\n"]
-    return b"".join(parts)
+    fields.memo_key = key
+    fields.memo = b"".join(parts)
+    return fields.memo
+
+
+def host_for(policy: str, asked: bytes | None, address: str) -> bytes:
+    """Return the Host that a backend sees: the client's, its own address, or a fixed name."""
+    if policy == "keep" and asked:
+        return asked
+    if policy in ("keep", "backend"):
+        return b"localhost" if address.startswith("unix:") else address.encode()
+    return policy.encode()
 
 
 def loops(fields: RequestFields, via: bytes) -> bool:
@@ -69,6 +91,15 @@ def response_head(
 def interim_head(status_text: bytes, fields: ResponseFields) -> bytes:
     """Return the whole head of a forwarded 1xx response."""
     return b"HTTP/1.1 %b%b\r\n\r\n" % (status_text, fields.kept)
+
+
+def switching_head(status_text: bytes, fields: ResponseFields) -> bytes:
+    """Return the whole head of a 101 that was asked for."""
+    return b"HTTP/1.1 %b%b\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
+        status_text,
+        fields.kept,
+        fields.upgrade,
+    )
 
 
 CHUNKED: Final = b"\r\nTransfer-Encoding: chunked"

@@ -100,6 +100,8 @@ class RequestFields:
         "length",
         "memo",
         "memo_key",
+        "upgrade",
+        "upgrades",
         "via",
     )
 
@@ -111,6 +113,8 @@ class RequestFields:
         self.close = False
         self.expects_continue = False
         self.hops = -1  # Max-Forwards, -1 without
+        self.upgrade = b""  # the token, in lower case
+        self.upgrades = False  # Connection names it too, without which it means nothing
         self.via = b""
         self.kept = b""
         self.memo = b""
@@ -164,7 +168,17 @@ class ResponseFields:
     without Content-Length.
     """
 
-    __slots__ = ("block", "chunked", "close", "dated", "keep_alive", "kept", "length", "persists")
+    __slots__ = (
+        "block",
+        "chunked",
+        "close",
+        "dated",
+        "keep_alive",
+        "kept",
+        "length",
+        "persists",
+        "upgrade",
+    )
 
     def __init__(self, block: bytes) -> None:
         self.block = block
@@ -175,6 +189,7 @@ class ResponseFields:
         self.dated = False
         self.keep_alive = -1
         self.kept = b""
+        self.upgrade = b""
 
 
 def read_request_head(
@@ -394,6 +409,15 @@ def _request_connection(fields: RequestFields, value: bytes, nominated: set[byte
     options = {option.strip(b" \t") for option in value.lower().split(b",")}
     nominated |= options
     fields.close = fields.close or b"close" in options
+    fields.upgrades = fields.upgrades or b"upgrade" in options
+
+
+def _request_upgrade(fields: RequestFields, value: bytes, _: set[bytes]) -> None:
+    fields.upgrade = value.lower()
+
+
+def _response_upgrade(fields: ResponseFields, value: bytes, _: set[bytes]) -> None:
+    fields.upgrade = value.lower()
 
 
 def _request_expect(fields: RequestFields, value: bytes, _: set[bytes]) -> None:
@@ -459,6 +483,7 @@ _REQUEST_RULES: Final[dict[bytes, _RequestRule]] = {
     b"host": _request_host,
     b"max-forwards": _request_hops,
     b"transfer-encoding": _request_coding,
+    b"upgrade": _request_upgrade,
     b"via": _request_via,
 }
 _RESPONSE_RULES: Final[dict[bytes, _ResponseRule]] = {
@@ -467,6 +492,7 @@ _RESPONSE_RULES: Final[dict[bytes, _ResponseRule]] = {
     b"date": _response_date,
     b"keep-alive": _response_keep_alive,
     b"transfer-encoding": _response_coding,
+    b"upgrade": _response_upgrade,
 }
 
 

@@ -51,6 +51,11 @@ class Reply:
     body: str | None = None
 
 
+def no_backend(upstream: str) -> Reply:
+    """Return the answer where nobody may be asked."""
+    return Reply(503, "no_backend", f"upstream {upstream} has no backend that may be used")
+
+
 def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes) -> bytes:
     """Return the whole answer; `name` is this instance's word in Proxy-Status."""
     reason = REASONS.get(reply.status, b"Unknown")

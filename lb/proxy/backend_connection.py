@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from lb.errors import BackendError
-from lb.http1.framing import BodyReader, FramingError, response_body
+from lb.http1.framing import BodyReader, CloseBody, FramingError, response_body
 from lb.http1.head import (
     END_OF_HEAD,
     REPLY_HEAD_BYTES_MAX,
@@ -23,6 +23,7 @@ from lb.http1.head import (
     read_response_head,
 )
 from lb.proxy.deadlines import NEVER
+from lb.proxy.tunnel import keep_alive
 from lb.retry import Failure
 
 INTERIM_RESPONSES_MAX: Final = 16  # 1xx heads before a final one
@@ -49,9 +50,14 @@ class Asker(Protocol):
     """The exchange, as its backend connection sees it."""
 
     method: bytes
+    upgrade: bytes  # the protocol asked for, or b""
 
     def interim(self, head: ResponseHead) -> None:
         """Pass on a 1xx response."""
+        ...
+
+    def switched(self, head: ResponseHead, payload: bytes, now: float) -> None:
+        """Take a 101 that was asked for, and what came after it."""
         ...
 
     def response_started(
@@ -109,6 +115,7 @@ class BackendConnection:
         "_phase",
         "_poll",
         "_pool",
+        "_stall_s",
         "_transport",
         "_unsent",
         "_whole",
@@ -130,6 +137,7 @@ class BackendConnection:
         self._head: ResponseHead | None = None  # of the response before, to compare with
         self._interim_count = 0
         self._poll = select.poll()
+        self._stall_s = 0.0  # that the present body may pause
         self._unsent = 0  # octets, when we last looked
         self._paused = False  # in reading: the client is slow
         self._whole = True  # all of the request has been sent
@@ -245,6 +253,7 @@ class BackendConnection:
         there, and whenever it does not read: a slow client is not its fault.
         """
         self._whole = whole
+        self._stall_s = self._pool.stall_timeout
         self._asker = asker
         self._phase = _HEAD
         self._interim_count = 0
@@ -258,6 +267,15 @@ class BackendConnection:
         self._transport.write(data)
         self._await_head()
 
+    def end_writing(self) -> None:
+        """Say that nothing more will be sent, and go on reading."""
+        if not self._transport.is_closing() and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def keep_alive(self) -> None:
+        """Let TCP notice a backend that vanished without a word."""
+        keep_alive(self._transport)
+
     def pause_reading(self) -> None:
         """Stop reading, and the clock of the backend's stall with it: the client is slow."""
         self.deadline = NEVER
@@ -270,7 +288,7 @@ class BackendConnection:
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        self.deadline = monotonic() + self._pool.stall_timeout
+        self.deadline = monotonic() + self._stall_s
 
     def _await_head(self) -> None:
         """Set the backend's clock, if what is due is a head."""
@@ -322,15 +340,22 @@ class BackendConnection:
             self._fail(str(error))
             return
         self._phase = _BODY
-        self.deadline = now + self._pool.stall_timeout
+        self.deadline = now + self._stall_s
         asker.response_started(head, body, payload, now)
         if rest_after is not None:
             self._end(rest_after, now)
 
     def _take_interim(self, asker: Asker, head: ResponseHead, rest: bytes) -> None:
         self._interim_count += 1
+        if head.status == 101 and asker.upgrade and head.fields.upgrade == asker.upgrade:
+            self.expires = 0.0
+            self._body = CloseBody()
+            self._phase = _BODY
+            self._stall_s = NEVER  # the tunnel has a clock of its own
+            self.deadline = NEVER
+            asker.switched(head, rest, monotonic())
+            return
         if head.status == 101 or self._interim_count > INTERIM_RESPONSES_MAX:
-            # Upgrade never goes on, so a 101 answers nothing that we asked.
             unasked = "an upgrade that nobody asked for"
             self._fail(unasked if head.status == 101 else "endless 1xx")
             return
@@ -349,7 +374,7 @@ class BackendConnection:
             return
         now = monotonic()
         if self.deadline is not NEVER:
-            self.deadline = now + self._pool.stall_timeout
+            self.deadline = now + self._stall_s
         if payload:
             asker.response_continued(payload)
         if rest is not None:

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from lb.errors import ClientError
-from lb.http1.framing import BodyReader, FramingError, request_body
+from lb.http1.framing import BodyReader, CloseBody, FramingError, request_body
 from lb.http1.head import (
     END_OF_HEAD,
     RequestHead,
@@ -30,6 +30,7 @@ from lb.model import Listener
 from lb.proxy.deadlines import NEVER
 from lb.proxy.exchange import Exchange
 from lb.proxy.plan import WorkerState
+from lb.proxy.tunnel import keep_alive
 
 WRITE_HIGH: Final = 64 * 1024
 WRITE_LOW: Final = 32 * 1024
@@ -201,6 +202,9 @@ class ClientConnection:
             # Half-closed, as `nc -N` does: the answer is still wanted, or the next write fails.
             self._half_closed = True
             return True
+        if phase is _BODY and self.exchange is not None and self.exchange.tunnels:
+            self.exchange.client_ended()
+            return True
         if phase is _BODY:
             self._lose_exchange()
         return False
@@ -289,6 +293,17 @@ class ClientConnection:
         if self._phase is _BODY and not self._held and not self.clogged:
             self.deadline = self._stall_deadline()
 
+    def switch(self) -> None:
+        """Pass on octets from here, both ways, until one side ends."""
+        self._body = CloseBody()
+        self._phase = _BODY
+        self.deadline = NEVER
+        keep_alive(self._transport)
+        if self._buffer:
+            data, self._buffer = self._buffer, b""
+            self._desk.worker.loop.call_soon(self.data_received, data)
+        self._transport.resume_reading()
+
     def cut(self, *, reset: bool) -> None:
         """Close at once; by a RST where an end would make the response look whole."""
         self.exchange = None
@@ -311,8 +326,11 @@ class ClientConnection:
         self._phase = _CLOSED
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
+            exchange.say_goodbye()
             exchange.client_lost(end)
-        if self._transport is not None:
+        if exchange is not None and exchange.tunnels:
+            self._close()
+        elif self._transport is not None:
             self._abort(reset=exchange is not None)
 
     # Reading.
@@ -461,6 +479,8 @@ class ClientConnection:
             exchange.client_lost()
 
     def _stall_deadline(self) -> float:
+        if self.exchange is not None and self.exchange.tunnels and not self.clogged:
+            return NEVER  # the tunnel has a clock of its own
         return monotonic() + self.plan.timeouts.stall
 
     def _setting(self, key: str) -> str:

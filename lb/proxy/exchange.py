@@ -19,35 +19,34 @@ from bisect import bisect_left
 from collections.abc import Container
 from enum import Enum
 from time import monotonic
-from typing import Final, Protocol
+from typing import Final
 
 from lb.errors import OurError
 from lb.http1 import forwarding
 from lb.http1.forwarding import CHUNKED, IDEMPOTENT
 from lb.http1.framing import LAST_CHUNK, BodyReader, chunk
 from lb.http1.head import RequestHead, ResponseHead
-from lb.http1.replies import Reply
+from lb.http1.replies import Reply, no_backend
 from lb.metrics import BOUNDS, SUM
 from lb.proxy.accesslog import FLUSH_LINES
 from lb.proxy.backend_connection import BackendConnection
+from lb.proxy.client import Client
 from lb.proxy.deadlines import NEVER
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.pool import Connecting
+from lb.proxy.tunnel import Tunnel
 from lb.proxy.upstream import LiveEndpoint, LiveUpstream
-from lb.retry import REPLAY_BYTES_MAX, SAME_BACKEND_DELAY_S, Failure, may_retry
+from lb.retry import (
+    ERROR_KINDS,
+    GATEWAY_TIMEOUTS,
+    REPLAY_BYTES_MAX,
+    SAME_BACKEND_DELAY_S,
+    Failure,
+    may_retry,
+)
 
 ERROR_SECONDS: Final = 10.0  # what a failed try counts as, where latency decides
 JOIN_BYTES_MAX: Final = 16 * 1024  # up to here one write of a copy beats two writes
-_ERROR_KINDS: Final = {
-    Failure.REFUSED: "connect",
-    Failure.CONNECT_TIMEOUT: "connect",
-    Failure.STALE: "reset",
-    Failure.RESET: "reset",
-    Failure.CLOSED: "reset",
-    Failure.TIMEOUT: "timeout",
-    Failure.BAD_RESPONSE: "protocol",
-}
-_GATEWAY_TIMEOUTS: Final = frozenset({Failure.TIMEOUT, Failure.CONNECT_TIMEOUT})
 
 
 class Step(Enum):
@@ -63,48 +62,6 @@ class Step(Enum):
 _CONNECTING, _SENT, _RESPONDING, _DONE = Step.CONNECTING, Step.SENT, Step.RESPONDING, Step.DONE
 
 
-class Client(Protocol):
-    """The client connection, as its exchange sees it."""
-
-    address: str
-    address_octets: bytes
-    clogged: bool
-
-    @property
-    def listener(self) -> str:
-        """The listener's name."""
-        ...
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the connection may carry another request after this one."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Send octets of the response."""
-        ...
-
-    def hold(self) -> None:
-        """Stop reading the request's body."""
-        ...
-
-    def release(self) -> None:
-        """Read the request's body on."""
-        ...
-
-    def finished(self, now: float, *, keep: bool) -> None:
-        """Learn that the response is whole, and whether the connection may go on."""
-        ...
-
-    def cut(self, *, reset: bool) -> None:
-        """Close at once; by a RST where an end would make the response look whole."""
-        ...
-
-    def invited(self) -> None:
-        """Learn that the backend has answered an expectation: the body is due now."""
-        ...
-
-
 class Exchange:
     """Carries one request to a backend, its response back, and says how it went."""
 
@@ -113,8 +70,8 @@ class Exchange:
         "_client", "_connect_s", "_connecting", "_counted", "_endpoint", "_ends_by_close",
         "_first_byte_s", "_head", "_held", "_held_bytes", "_keep", "_key", "_plan", "_replayable",
         "_request_id", "_retrying", "_reused", "_started", "_status", "_step", "_tried",
-        "_tries", "_try_started", "_upstream", "_whole", "_worker", "_written", "deadline",
-        "method",
+        "_tries", "_try_started", "_tunnel", "_upstream", "_whole", "_worker", "_written",
+        "deadline", "method", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -138,6 +95,9 @@ class Exchange:
         self._step = _CONNECTING
         # Whether the request's end has come from the client.
         self._whole = fields.length <= 0 and not fields.chunked
+        asks = fields.upgrades and fields.upgrade in plan.upgrade and head.minor and self._whole
+        self.upgrade = fields.upgrade if asks else b""
+        self._tunnel: Tunnel | None = None
         self._keep = True  # as far as the two messages are concerned
         self._ends_by_close = False  # the response has neither length nor chunks
         self._held: list[bytes] = []  # of the body, as it goes to a backend: sent or to be sent
@@ -182,7 +142,7 @@ class Exchange:
             return
         endpoint = upstream.pick((), key, self._started)
         if endpoint is None:
-            self.answer(_no_backend(upstream))
+            self.answer(no_backend(upstream.name))
             return
         self._use(endpoint, self._started)
 
@@ -197,6 +157,9 @@ class Exchange:
 
     def request_data(self, payload: bytes, *, whole: bool) -> None:
         """Take octets of the request's body, decoded; `whole`: they are the last."""
+        if self._tunnel is not None:
+            self._pass_to_backend(self._tunnel, payload)
+            return
         self._bytes_in += len(payload)
         limit = self._plan.body_max
         if limit is not None and self._bytes_in > limit:
@@ -217,6 +180,26 @@ class Exchange:
             self._backend.send(data, whole=whole)
         elif self._held_bytes > REPLAY_BYTES_MAX:
             self._client.hold()  # Until there is a backend that takes it.
+
+    def client_ended(self) -> None:
+        """The client says no more into a tunnel; it may still listen."""
+        if self._tunnel is not None and self._backend is not None:
+            self._tunnel.client_ended()
+            self._backend.end_writing()
+
+    def say_goodbye(self) -> None:
+        """Tell both ends of a WebSocket that it is over (RFC 6455 7.4.1)."""
+        if self._tunnel is not None and self._backend is not None:
+            to_client, to_backend = self._tunnel.goodbyes()
+            if to_client:
+                self._client.write(to_client)
+            if to_backend:
+                self._backend.send(to_backend, whole=False)
+
+    @property
+    def tunnels(self) -> bool:
+        """Whether it has become a tunnel."""
+        return self._tunnel is not None
 
     def client_lost(self, end: str = "client_closed") -> None:
         """Learn that nobody wants the response any more."""
@@ -251,8 +234,11 @@ class Exchange:
             self._backend.resume_reading()
 
     def on_deadline(self, now: float) -> None:
-        """The route's `timeout` for the whole exchange has passed."""
+        """The route's `timeout` for the whole exchange has passed, or a tunnel's silence."""
         self.deadline = NEVER
+        if self._tunnel is not None:
+            self._end_early(Reply(504, "tunnel_idle"))
+            return
         detail = f"route.{self._plan.route}.timeout passed"
         self._end_early(Reply(504, "backend_timeout", detail))
 
@@ -283,6 +269,26 @@ class Exchange:
             self._bytes_out += len(data)
             self._client.write(data)
         self._client.invited()
+
+    def switched(self, head: ResponseHead, payload: bytes, now: float) -> None:
+        """Take a 101 that was asked for: from here on, octets pass both ways."""
+        assert self._backend is not None, "somebody answered"
+        assert self._upstream is not None, "see start"
+        self._step = _RESPONDING
+        self._status = head.status
+        self._first_byte_s = now - self._try_started
+        self._keep = False
+        self._replayable = False
+        self._tunnel = Tunnel(self.upgrade, self._upstream.policy.timeouts.tunnel)
+        self._backend.keep_alive()
+        self.deadline = now + self._tunnel.idle_s
+        self._worker.deadlines.watch(self)
+        self._client.switch()
+        data = forwarding.switching_head(head.text, head.fields)
+        self._bytes_out += len(data)
+        self._client.write(data)
+        if payload:
+            self.response_continued(payload)
 
     def response_started(
         self, head: ResponseHead, body: BodyReader | None, payload: bytes, now: float
@@ -323,6 +329,9 @@ class Exchange:
 
     def response_continued(self, payload: bytes) -> None:
         """Take more of the response's body."""
+        if self._tunnel is not None:
+            self._tunnel.from_backend(payload)
+            self.deadline = monotonic() + self._tunnel.idle_s
         if self._chunking:
             payload = chunk(payload)
         self._bytes_out += len(payload)
@@ -340,14 +349,14 @@ class Exchange:
         """Take the failure of a try: try elsewhere, answer, or cut the response short."""
         endpoint = self._endpoint
         assert endpoint is not None, "a try has an endpoint"
-        self._worker.view[endpoint.errors[_ERROR_KINDS[failure]]] += 1
+        self._worker.view[endpoint.errors[ERROR_KINDS[failure]]] += 1
         now = monotonic()
         self._backend = None
         self._leave_endpoint(endpoint, failure.value, now)
         if self._step is _RESPONDING:
             self._finish(failure.value, now, keep=False, cut=True)
         elif not self._retry(failure, endpoint, now):
-            status = 504 if failure in _GATEWAY_TIMEOUTS else 502
+            status = 504 if failure in GATEWAY_TIMEOUTS else 502
             end = "backend_reset" if failure is Failure.STALE else failure.value
             self.answer(Reply(status, end, f"{detail} (upstream {self._plan.upstream_name})"))
 
@@ -392,11 +401,19 @@ class Exchange:
         self._backend = connection
         self._step = _SENT
         self._written = True
+        head, worker = self._head, self._worker
+        block = forwarding.request_block(
+            head,
+            host=forwarding.host_for(upstream.policy.host, head.fields.host, endpoint.address),
+            client=self._client.address_octets,
+            via=worker.via,
+            upgrade=self.upgrade,
+        )
         data = b"%b %b HTTP/1.1\r\nX-Request-ID: %b%b" % (
             self.method,
-            self._head.target,
+            head.target,
             self._request_id,
-            self._block(upstream.policy.host, endpoint),
+            block,
         )
         if self._held:
             body = b"".join(self._held)
@@ -410,24 +427,6 @@ class Exchange:
         connection.begin(self, data, now, whole=can_answer)
         if not self._whole and not connection.clogged:
             self._client.release()
-
-    def _block(self, policy: str, endpoint: LiveEndpoint) -> bytes:
-        """Return the forwarded fields, made once for equal fields of one client connection."""
-        fields = self._head.fields
-        if policy == "keep" and fields.host:
-            host = fields.host
-        elif policy in ("keep", "backend"):
-            host = b"localhost" if endpoint.address[:5] == "unix:" else endpoint.address.encode()
-        else:
-            host = policy.encode()
-        odd = fields.expects_continue or fields.hops >= 0
-        key = (host, self.method, self._head.minor) if odd else host
-        if fields.memo_key != key:
-            fields.memo_key = key
-            fields.memo = forwarding.request_block(
-                self._head, host=host, client=self._client.address_octets, via=self._worker.via
-            )
-        return fields.memo
 
     def _retry(self, failure: Failure, endpoint: LiveEndpoint, now: float) -> bool:
         """Try once more, if that is allowed; False if it is not."""
@@ -451,7 +450,7 @@ class Exchange:
                 return False
             self._retrying = True
             upstream.budget.retrying += 1
-        self._worker.view[endpoint.retries[_ERROR_KINDS[failure]]] += 1
+        self._worker.view[endpoint.retries[ERROR_KINDS[failure]]] += 1
         self._written = False
         tried = [*self._tried, endpoint]
         if failure is not Failure.STALE:
@@ -475,7 +474,7 @@ class Exchange:
         now = monotonic()
         endpoint = upstream.pick((), self._key, now)
         if endpoint is None:
-            self.answer(_no_backend(upstream))
+            self.answer(no_backend(upstream.name))
         else:
             self._use(endpoint, now)
 
@@ -485,14 +484,24 @@ class Exchange:
         detail = f"the body is over route.{self._plan.route}.body_max ({limit} bytes)"
         self._end_early(Reply(413, "too_large", detail))
 
+    def _pass_to_backend(self, tunnel: Tunnel, payload: bytes) -> None:
+        tunnel.from_client(payload)
+        self._bytes_in += len(payload)
+        self.deadline = monotonic() + tunnel.idle_s
+        if self._backend is not None:
+            self._backend.send(payload, whole=False)
+
     def _end_early(self, reply: Reply) -> None:
         """End now: by an answer if none has begun, else by cutting the response short."""
         if self._step is _DONE:
             return
         now = monotonic()
         begun = self._bytes_out > 0
+        self.say_goodbye()
         self._drop_backend(reply.end, now, reusable=False)
-        if begun:
+        if self._tunnel is not None:
+            self._finish(reply.end, now, keep=False)
+        elif begun:
             self._finish(reply.end, now, keep=False, cut=True)
         else:
             self._keep = False
@@ -538,7 +547,7 @@ class Exchange:
         if self._step is _DONE:
             raise OurError("an exchange ends once")
         self._step = _DONE
-        if self._plan.timeout:
+        if self.deadline is not NEVER or self._plan.timeout:
             self._worker.deadlines.forget(self)
         upstream = self._upstream
         if upstream is not None and self._counted:
@@ -589,7 +598,3 @@ class Exchange:
         )
         if len(log.records) >= FLUSH_LINES:
             log.flush()
-
-
-def _no_backend(upstream: LiveUpstream) -> Reply:
-    return Reply(503, "no_backend", f"upstream {upstream.name} has no backend that may be used")

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from lb.http1.replies import Reply, render
 from lb.metric_names import method_label
 from lb.metrics import BOUNDS, SUM, Meters
-from lb.model import Route
+from lb.model import UPGRADE, Route
 from lb.proxy.accesslog import AccessLog
 from lb.proxy.deadlines import Deadlines
 
@@ -97,6 +97,7 @@ class Plan:
         "connect_seconds",
         "route",
         "timeout",
+        "upgrade",
         "upstream_name",
     )
 
@@ -104,6 +105,8 @@ class Plan:
         self.route = route.name if route is not None else ""
         self.upstream_name = upstream
         self.body_max = route.body_max if route is not None else None
+        upgrade = route.upgrade if route is not None else UPGRADE
+        self.upgrade = frozenset(token.encode() for token in upgrade)
         self.timeout = route.timeout if route is not None else 0.0
         place = {"listener": listener, "route": self.route}
         self._codes: Slots[tuple[bytes, int]] = Slots(

@@ -132,10 +132,9 @@ node.resolver admin.tokens admin.tls group.listen plugins.use
 listener.web.tls listener.web.tls_min listener.web.client_auth listener.web.client_ca
 listener.web.trusted_proxies listener.web.proxy_protocol listener.web.plugins
 listener.web.limits.per_client listener.web.limits.body_rate
-route.api.upgrade route.api.plugins
+route.api.plugins
 upstream.app.outlier upstream.app.limits upstream.app.slow_start upstream.app.tls
 upstream.app.send_proxy upstream.app.retries.statuses upstream.app.retries.non_idempotent
-upstream.app.timeouts.tunnel
 """
 
 

@@ -1,0 +1,51 @@
+"""The client's end of an exchange, as the exchange sees it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Client(Protocol):
+    """The client connection, as its exchange sees it."""
+
+    address: str
+    address_octets: bytes
+    clogged: bool
+
+    @property
+    def listener(self) -> str:
+        """The listener's name."""
+        ...
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the connection may carry another request after this one."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send octets of the response."""
+        ...
+
+    def hold(self) -> None:
+        """Stop reading the request's body."""
+        ...
+
+    def release(self) -> None:
+        """Read the request's body on."""
+        ...
+
+    def finished(self, now: float, *, keep: bool) -> None:
+        """Learn that the response is whole, and whether the connection may go on."""
+        ...
+
+    def cut(self, *, reset: bool) -> None:
+        """Close at once; by a RST where an end would make the response look whole."""
+        ...
+
+    def switch(self) -> None:
+        """Pass on octets from here, both ways."""
+        ...
+
+    def invited(self) -> None:
+        """Learn that the backend has answered an expectation: the body is due now."""
+        ...
