@@ -101,7 +101,6 @@ class RequestFields:
         "memo",
         "memo_key",
         "upgrade",
-        "upgrades",
         "via",
     )
 
@@ -113,8 +112,7 @@ class RequestFields:
         self.close = False
         self.expects_continue = False
         self.hops = -1  # Max-Forwards, -1 without
-        self.upgrade = b""  # the token, in lower case
-        self.upgrades = False  # Connection names it too, without which it means nothing
+        self.upgrade = b""  # the token, in lower case, if Connection names Upgrade too
         self.via = b""
         self.kept = b""
         self.memo = b""
@@ -289,6 +287,8 @@ def read_request_fields(block: bytes, fields_max: int) -> RequestFields:
             rule(fields, value.strip(b" \t"), nominated)
     if fields.chunked and fields.length >= 0:
         raise ClientError(400, "both Content-Length and Transfer-Encoding")  # RFC 9112 6.1
+    if b"upgrade" not in nominated:
+        fields.upgrade = b""  # RFC 9110 7.8
     fields.kept = _join_kept(kept, nominated)
     return fields
 
@@ -409,7 +409,6 @@ def _request_connection(fields: RequestFields, value: bytes, nominated: set[byte
     options = {option.strip(b" \t") for option in value.lower().split(b",")}
     nominated |= options
     fields.close = fields.close or b"close" in options
-    fields.upgrades = fields.upgrades or b"upgrade" in options
 
 
 def _request_upgrade(fields: RequestFields, value: bytes, _: set[bytes]) -> None:

@@ -95,7 +95,7 @@ class Exchange:
         self._step = _CONNECTING
         # Whether the request's end has come from the client.
         self._whole = fields.length <= 0 and not fields.chunked
-        asks = fields.upgrades and fields.upgrade in plan.upgrade and head.minor and self._whole
+        asks = fields.upgrade and fields.upgrade in plan.upgrade and head.minor and self._whole
         self.upgrade = fields.upgrade if asks else b""
         self._tunnel: Tunnel | None = None
         self._keep = True  # as far as the two messages are concerned
