@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := apt-get install -y --no-install-recommends
 # What the tests of the whole daemon, the comparison and the load run stand beside, as Debian names it.
-TEST_PACKAGES := nginx-light wrk curl
+TEST_PACKAGES := nginx-light wrk curl chromium
 BENCH_PACKAGES := nginx-light haproxy caddy wrk
 
 .DEFAULT_GOAL := help
@@ -70,7 +70,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 test-packages:
-	@$(call programs,nginx wrk curl) || $(call apt,$(TEST_PACKAGES))
+	@$(call programs,nginx wrk curl chromium) || $(call apt,$(TEST_PACKAGES))
 
 bench-packages:
 	@$(call programs,nginx haproxy caddy wrk) || $(call apt,$(BENCH_PACKAGES))

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 # The first folder or file name that fits gives a test its area; the rest are units.
 AREAS = {
     "journeys": "journeys",
+    "test_dashboard.py": "journeys",
     "wire": "wire and fuzz",
     "test_tidy.py": "house and docs",
     "test_docs.py": "house and docs",

@@ -123,7 +123,7 @@ function tiles(status, rates, usable, all) {
   const list = [
     ["requests a second", rates && rates.requests, number(rates && rates.requests), ""],
     ["p50 / p99", traffic.latency_ms.p99,
-      `${millis(traffic.latency_ms.p50)} / ${millis(traffic.latency_ms.p99)}`, ""],
+      `${millis(traffic.latency_ms.p50).replace(" ms", "")} / ${millis(traffic.latency_ms.p99)}`, ""],
     ["errors", share, `${share.toFixed(share && share < 10 ? 1 : 0)} %`, share > 0 ? "bad" : ""],
     ["connections", traffic.connections, String(traffic.connections), ""],
     ["backends usable", usable, `${usable} of ${all}`,
