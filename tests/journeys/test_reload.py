@@ -93,25 +93,25 @@ def test_three_ways(daemon: Make, backends: list[Backend]) -> None:
 def test_a_bad_file_changes_nothing_and_is_explained(daemon: Make, backends: list[Backend]) -> None:
     one = daemon(config_of(backends)).start()
     good = one.config
-    one.write(good.replace("backends =", "backend =") + "[route.x]\nupstreem = 'app'\n")
+    one.write(good.replace("backends =", "backend =") + "[route.x]\nwieght = 'app'\n")
     said = lb(one, "reload")
     assert (said.status, said.out) == (3, "")
     assert f"{one.path}:" in said.err
     assert '"backend" is not a key of an upstream' in said.err
     assert 'did you mean "backends"?' in said.err
-    assert '"upstreem" is not a key of a route' in said.err
+    assert '"wieght" is not a key of a route' in said.err
     assert said.err.rstrip().endswith("nothing was changed")
     answer = one.admin("/v1/config/reload", "POST", body={})
     assert answer.status == 422
     assert answer.headers.get_content_type() == "application/problem+json"
     assert answer.json()["code"] == "config-invalid"
-    assert '"upstreem" is not a key of a route' in answer.json()["text"]
+    assert '"wieght" is not a key of a route' in answer.json()["text"]
     one.send(signal.SIGHUP)
     until(lambda: one.log().count("a reload changed nothing") == 3, "HUP says so in the log")
     assert one.log().count('"backend" is not a key of an upstream') == 3
     config = one.admin("/v1/status").json()["config"]
     assert config["generation"] == 1
-    assert '"upstreem" is not a key' in config["error"]
+    assert '"wieght" is not a key' in config["error"]
     shown = lb(one, "status")
     assert shown.status == 0  # It serves as before.
     assert "the last reload failed" in shown.out

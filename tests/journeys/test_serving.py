@@ -472,7 +472,7 @@ def test_waiting_until_it_is_ready_and_exit_statuses(daemon: Make, plain: str) -
     assert "ready" in ready.out
     assert one.ask().status == 200
     assert lb(one, "upstream", "show", "nothing").status == 1
-    assert lb(one, "upstream", "shwo", "app").status == 2
+    assert lb(one, "upstream", "sing", "app").status == 2
     assert lb(one, "status", "--wait", "lunch").status == 2
     assert lb(one, "status", config=False).status == 0
     first = one.admin("/v1/upstreams/app").json()["backends"][0]["address"]
