@@ -106,6 +106,8 @@ def test_it_shows_backends_and_their_health(
             view.shows(view.row(backend), "healthy")
         view.shows("#tiles", "2 of 2")
         view.shows("#state", "ready")
+        daemon.ask()
+        view.shows("#tiles", "ms")  # Latencies are the widest text there.
         too_wide = view.page.evaluate(
             """[document.documentElement, ...document.querySelectorAll("#tiles li, header, dl")]
             .filter((each) => each.scrollWidth > each.clientWidth + 1)
