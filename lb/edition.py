@@ -302,14 +302,17 @@ def is_checked(health: schema.Health | None) -> bool:
 
 
 def _plan_upstream(name: str, upstream: schema.Upstream) -> model.Upstream:
-    retries, timeouts = upstream.retries, upstream.timeouts
+    retries, timeouts, limits = upstream.retries, upstream.timeouts, upstream.limits
     return model.Upstream(
         name=name,
         balance=upstream.balance,
         hash_key=upstream.hash_key,
         checked=is_checked(upstream.health),
         panic=upstream.panic,
-        retries=model.Retries(retries.attempts, retries.budget),
+        retries=model.Retries(
+            retries.attempts, retries.budget, tuple(retries.statuses), retries.non_idempotent
+        ),
+        limits=model.UpstreamLimits(limits.per_backend, limits.queue, limits.queue_timeout),
         timeouts=model.UpstreamTimeouts(
             timeouts.connect, timeouts.response, timeouts.stall, timeouts.tunnel
         ),

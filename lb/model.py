@@ -48,6 +48,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class ListenerLimits:
+    """Bounds of heads (octets, fields) and of clients."""
+
     connections: int = 10_000  # per instance; a worker is dealt its share
     header_bytes: int = 32 * 1024
     headers: int = 100
@@ -65,6 +67,8 @@ class ListenerTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
+    """Addresses that we accept clients on, and how."""
+
     name: str
     addresses: tuple[str, ...]
     upstream: str | None = None
@@ -143,10 +147,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """`attempts` counts all tries, the first included; `budget` is a share of active requests."""
+    """
+    `attempts` counts all tries, the first included; `budget` is a share of active requests.
+    `statuses` are answers to take elsewhere; `non_idempotent`: repeat any method.
+    """
 
     attempts: int = 2
     budget: float = 0.2
+    statuses: tuple[int, ...] = ()
+    non_idempotent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +180,18 @@ class Keepalive:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamLimits:
+    """
+    Per instance, dealt out to its workers; 0: none. `per_backend` bounds the requests that an
+    endpoint works on; `queue` those that wait for one, `queue_timeout` seconds at most.
+    """
+
+    per_backend: int = 0
+    queue: int = 100
+    queue_timeout: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Seconds that running exchanges keep a backend that is leaving: asked to end, then cut."""
 
@@ -192,6 +213,7 @@ class Upstream:
     keepalive: Keepalive = field(default_factory=Keepalive)
     drain: Drain = field(default_factory=Drain)
     host: str = "keep"
+    limits: UpstreamLimits = field(default_factory=UpstreamLimits)
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Upstream:
@@ -202,6 +224,7 @@ class Upstream:
             checked=plain["checked"],
             panic=plain["panic"],
             retries=Retries(**plain["retries"]),
+            limits=UpstreamLimits(**plain["limits"]),
             timeouts=UpstreamTimeouts(**plain["timeouts"]),
             keepalive=Keepalive(**plain["keepalive"]),
             drain=Drain(**plain["drain"]),

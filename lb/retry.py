@@ -9,6 +9,7 @@ second copy of slow work makes it slower.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import Final
 
@@ -27,11 +28,20 @@ class Failure(Enum):
     CLOSED = "backend_closed"
     TIMEOUT = "backend_timeout"
     BAD_RESPONSE = "backend_bad_response"
+    STATUS = "backend_status"  # an answer that `retries.statuses` lists
 
 
 # Nothing of the request can have reached the backend's work.
 _UNSENT: Final = frozenset({Failure.REFUSED, Failure.CONNECT_TIMEOUT})
-_MAY_REPEAT: Final = frozenset({Failure.STALE, Failure.RESET, Failure.CLOSED})
+_MAY_REPEAT: Final = frozenset({Failure.STALE, Failure.RESET, Failure.CLOSED, Failure.STATUS})
+
+
+class Answer(Enum):
+    """Whether to try again."""
+
+    NO = "no"
+    YES = "yes"
+    FREE = "free"  # it counts neither as an attempt nor against the budget
 
 
 def may_retry(
@@ -50,6 +60,33 @@ def may_retry(
     return idempotent and failure in _MAY_REPEAT
 
 
+def judge(
+    failure: Failure,
+    ends: Sequence[str],
+    attempts: int,
+    *,
+    wrote: bool,
+    idempotent: bool,
+    replayable: bool,
+    begun: bool,
+) -> Answer:
+    """
+    Decide on one more try, the budget apart; see `may_retry`.
+
+    `ends` says how each try so far ended, the last by `failure`. A kept connection that was
+    dead already says nothing of its backend: the first such end is free.
+    """
+    allowed = may_retry(
+        failure, wrote=wrote, idempotent=idempotent, replayable=replayable, begun=begun
+    )
+    if not allowed:
+        return Answer.NO
+    stale = sum(end == Failure.STALE.value for end in ends)
+    if failure is Failure.STALE and stale == 1:
+        return Answer.FREE
+    return Answer.YES if len(ends) - min(stale, 1) < attempts else Answer.NO
+
+
 # What metrics call a failure, and which ones are a 504.
 ERROR_KINDS: Final = {
     Failure.REFUSED: "connect",
@@ -59,6 +96,7 @@ ERROR_KINDS: Final = {
     Failure.CLOSED: "reset",
     Failure.TIMEOUT: "timeout",
     Failure.BAD_RESPONSE: "protocol",
+    Failure.STATUS: "status",
 }
 GATEWAY_TIMEOUTS: Final = frozenset({Failure.TIMEOUT, Failure.CONNECT_TIMEOUT})
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lb.retry import RETRIES_AT_LEAST, Failure, RetryBudget, may_retry
+from lb.retry import RETRIES_AT_LEAST, Answer, Failure, RetryBudget, judge, may_retry
 
 UNSENT = (Failure.REFUSED, Failure.CONNECT_TIMEOUT)
-LOST = (Failure.STALE, Failure.RESET, Failure.CLOSED)
+LOST = (Failure.STALE, Failure.RESET, Failure.CLOSED, Failure.STATUS)
 NEVER = (Failure.TIMEOUT, Failure.BAD_RESPONSE)
 
 
@@ -44,3 +44,27 @@ def test_budget_is_a_share_but_never_under_the_least() -> None:
     few = RetryBudget(0.2)
     few.retrying = RETRIES_AT_LEAST
     assert not few.allows(5)
+
+
+@pytest.mark.parametrize(
+    ("ends", "attempts", "answer"),
+    [
+        (["backend_refused"], 2, Answer.YES),
+        (["backend_refused"], 1, Answer.NO),
+        (["backend_refused", "backend_refused"], 2, Answer.NO),
+        (["backend_stale"], 1, Answer.FREE),
+        (["backend_refused", "backend_stale"], 2, Answer.FREE),
+        (["backend_stale", "backend_stale"], 2, Answer.YES),
+        (["backend_stale", "backend_refused"], 2, Answer.YES),
+        (["backend_stale", "backend_refused", "backend_refused"], 2, Answer.NO),
+        (["backend_timeout"], 9, Answer.NO),
+    ],
+)
+def test_attempts_are_counted_but_one_stale_connection_is_free(
+    ends: list[str], attempts: int, answer: Answer
+) -> None:
+    failure = Failure(ends[-1])
+
+    got = judge(failure, ends, attempts, wrote=False, idempotent=True, replayable=True, begun=False)
+
+    assert got is answer

@@ -110,13 +110,21 @@ class Retries(Section):
     """When another backend is asked."""
 
     noun = "an upstream's retries"
-    later = frozenset({"statuses", "non_idempotent"})
 
     attempts: Annotated[int, Whole(1, 10)] = Field(
         default=2, description="All tries of one request, the first included."
     )
     budget: Annotated[float, Share()] = Field(
         default=0.2, description="Retries under way, at most, as a share of running requests."
+    )
+    statuses: Annotated[list[Annotated[int, Whole(500, 599)]], OrOne()] = Field(
+        default=[],
+        description="Answers after which an idempotent request is taken elsewhere.",
+        examples=[[502, 503, 504]],
+    )
+    non_idempotent: Annotated[bool, Flag()] = Field(
+        default=False,
+        description="Repeat POST and the like too: only where backends can take one twice.",
     )
 
 
@@ -172,11 +180,27 @@ class Drain(Section):
         return self
 
 
+class UpstreamLimits(Section):
+    """How much backends get at a time."""
+
+    noun = "an upstream's limits"
+
+    per_backend: Annotated[int, Whole(0, 1_000_000)] = Field(
+        default=0, description="Requests that one backend works on at a time; 0: no limit."
+    )
+    queue: Annotated[int, Whole(0, 100_000)] = Field(
+        default=100, description="Requests that wait when every backend is at its limit."
+    )
+    queue_timeout: Annotated[float, Duration(zero=False)] = Field(
+        default=1.0, description="How long each waits; then 503."
+    )
+
+
 class Upstream(Section):
     """A named set of backends, with one way of choosing among them."""
 
     noun = "an upstream"
-    later = frozenset({"outlier", "limits", "slow_start", "tls", "send_proxy"})
+    later = frozenset({"outlier", "slow_start", "tls", "send_proxy"})
 
     balance: Annotated[
         str,
@@ -206,6 +230,9 @@ class Upstream(Section):
     retries: Retries = Field(default=Retries(), description="When another is asked.")
     timeouts: UpstreamTimeouts = Field(
         default=UpstreamTimeouts(), description="How long a backend may take."
+    )
+    limits: UpstreamLimits = Field(
+        default=UpstreamLimits(), description="How much backends get at a time."
     )
     keepalive: Keepalive = Field(
         default=Keepalive(), description="Connections kept for the next request."

@@ -35,14 +35,15 @@ from lb.proxy.deadlines import NEVER
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.pool import Connecting
 from lb.proxy.tunnel import Tunnel
-from lb.proxy.upstream import LiveEndpoint, LiveUpstream
+from lb.proxy.upstream import LiveEndpoint, LiveUpstream, Waiting
 from lb.retry import (
     ERROR_KINDS,
     GATEWAY_TIMEOUTS,
     REPLAY_BYTES_MAX,
     SAME_BACKEND_DELAY_S,
+    Answer,
     Failure,
-    may_retry,
+    judge,
 )
 
 ERROR_SECONDS: Final = 10.0  # what a failed try counts as, where latency decides
@@ -70,8 +71,8 @@ class Exchange:
         "_client", "_connect_s", "_connecting", "_counted", "_endpoint", "_ends_by_close",
         "_first_byte_s", "_head", "_held", "_held_bytes", "_keep", "_key", "_plan", "_replayable",
         "_request_id", "_retrying", "_reused", "_started", "_status", "_step", "_tried",
-        "_tries", "_try_started", "_tunnel", "_upstream", "_whole", "_worker", "_written",
-        "deadline", "method", "upgrade",
+        "_tries", "_try_started", "_tunnel", "_upstream", "_waiting", "_whole", "_worker",
+        "_written", "deadline", "method", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +105,7 @@ class Exchange:
         self._held_bytes = 0
         self._body_sent = 0  # octets of the body given to the present backend
         self._replayable = True
+        self._waiting: Waiting | None = None
         self._written = False
         self._tried: list[LiveEndpoint] = []
         self._tries: list[tuple[str, float, str]] = []
@@ -140,11 +142,7 @@ class Exchange:
         if limit is not None and self._head.fields.length > limit:
             self._refuse_body(limit)
             return
-        endpoint = upstream.pick((), key, self._started)
-        if endpoint is None:
-            self.answer(no_backend(upstream.name))
-            return
-        self._use(endpoint, self._started)
+        self._go(upstream, upstream.pick((), key, self._started), self._started)
 
     def answer(self, reply: Reply) -> None:
         """Answer by ourselves; ends the exchange."""
@@ -294,6 +292,10 @@ class Exchange:
         self, head: ResponseHead, body: BodyReader | None, payload: bytes, now: float
     ) -> None:
         """Take a response's head, and what came of its body with it."""
+        assert self._upstream is not None, "see start"
+        statuses = self._upstream.policy.retries.statuses
+        if statuses and head.status in statuses and self._passes_over(head, now):
+            return
         self._step = _RESPONDING
         self._status = status = head.status
         self._first_byte_s = now - self._try_started
@@ -371,17 +373,33 @@ class Exchange:
 
     # Trying.
 
+    def _go(self, upstream: LiveUpstream, endpoint: LiveEndpoint | None, now: float) -> None:
+        """Use an endpoint, or wait for one if they are all at their limit."""
+        if endpoint is not None:
+            upstream.take(endpoint)
+            self._use(endpoint, now)
+            return
+        self._waiting = upstream.wait(self, now)
+        if self._waiting is None:
+            self.answer(no_backend(upstream.name))
+
+    def admitted(self, endpoint: LiveEndpoint, now: float) -> None:
+        """Leave the queue for an endpoint."""
+        self._waiting = None
+        self._use(endpoint, now)
+
+    def queue_timed_out(self) -> None:
+        """Learn that no endpoint had room in time."""
+        self._waiting = None
+        detail = f"limits.queue_timeout of upstream {self._plan.upstream_name} passed"
+        self.answer(Reply(503, "queue_timeout", detail))
+
     def _use(self, endpoint: LiveEndpoint, now: float, *, fresh: bool = False) -> None:
         """Get a connection to the endpoint, a new one if it is to be `fresh`."""
         self._step = _CONNECTING
         self._endpoint = endpoint
         self._backend_key = endpoint.key
         self._try_started = now
-        endpoint.in_flight += 1
-        assert self._upstream is not None, "see start"
-        balancer = self._upstream.balancer
-        if balancer.counts:
-            balancer.taken(endpoint)
         if not fresh:
             connection = endpoint.pool.take(now)
             if connection is not None:
@@ -432,22 +450,10 @@ class Exchange:
         """Try once more, if that is allowed; False if it is not."""
         upstream = self._upstream
         assert upstream is not None, "see start"
-        # A kept connection that was dead already says nothing of the backend: it is free, once.
-        stale = sum(end == Failure.STALE.value for _, _, end in self._tries)
-        free = failure is Failure.STALE and stale == 1
-        tries = len(self._tries) - min(stale, 1)
-        idempotent = self.method in IDEMPOTENT
-        if not may_retry(
-            failure,
-            wrote=self._written,
-            idempotent=idempotent,
-            replayable=self._replayable,
-            begun=self._bytes_out > 0,
-        ) or (not free and tries >= upstream.policy.retries.attempts):
+        answer = self._judge(failure, [end for _, _, end in self._tries])
+        if answer is Answer.NO:
             return False
-        if not self._retrying and not free:
-            if not upstream.budget.allows(upstream.active):
-                return False
+        if answer is Answer.YES and not self._retrying:
             self._retrying = True
             upstream.budget.retrying += 1
         self._worker.view[endpoint.retries[ERROR_KINDS[failure]]] += 1
@@ -456,14 +462,48 @@ class Exchange:
         if failure is not Failure.STALE:
             self._tried = tried  # A stale connection says nothing of its backend.
         other = upstream.pick(tried, self._key, now)
-        if other is not None:
-            self._use(other, now, fresh=failure is Failure.STALE)
-        elif failure is Failure.STALE:
-            self._use(endpoint, now, fresh=True)
+        if other is not None or failure is Failure.STALE:
+            upstream.take(other or endpoint)
+            self._use(other or endpoint, now, fresh=failure is Failure.STALE)
         else:
             self._step = _CONNECTING
             delay = self._worker.rng.uniform(*SAME_BACKEND_DELAY_S)
             self._worker.loop.call_later(delay, self._try_again)
+        return True
+
+    def _judge(self, failure: Failure, ends: list[str]) -> Answer:
+        upstream = self._upstream
+        assert upstream is not None, "see start"
+        retries = upstream.policy.retries
+        answer = judge(
+            failure,
+            ends,
+            retries.attempts,
+            wrote=self._written,
+            idempotent=retries.non_idempotent or self.method in IDEMPOTENT,
+            replayable=self._replayable,
+            begun=self._bytes_out > 0,
+        )
+        if answer is Answer.YES and not self._retrying:
+            return Answer.YES if upstream.budget.allows(upstream.active) else Answer.NO
+        return answer
+
+    def _passes_over(self, head: ResponseHead, now: float) -> bool:
+        """Take a request elsewhere whose answer has a status that is to be tried again."""
+        upstream, endpoint, backend = self._upstream, self._endpoint, self._backend
+        assert upstream is not None, "see start"
+        assert endpoint is not None, "somebody answered"
+        assert backend is not None, "somebody answered"
+        ends = [*(end for _, _, end in self._tries), Failure.STATUS.value]
+        if (
+            not self._whole
+            or self._judge(Failure.STATUS, ends) is Answer.NO
+            or upstream.pick([*self._tried, endpoint], self._key, now) is None
+        ):
+            return False
+        backend.close()
+        self._worker.view[endpoint.classes[head.status // 100]] += 1
+        self.backend_failed(Failure.STATUS, "an answer to be tried again")
         return True
 
     def _try_again(self) -> None:
@@ -472,11 +512,7 @@ class Exchange:
         if self._step is not _CONNECTING or self._endpoint is not None or upstream is None:
             return
         now = monotonic()
-        endpoint = upstream.pick((), self._key, now)
-        if endpoint is None:
-            self.answer(no_backend(upstream.name))
-        else:
-            self._use(endpoint, now)
+        self._go(upstream, upstream.pick((), self._key, now), now)
 
     # Ending.
 
@@ -510,16 +546,11 @@ class Exchange:
     def _leave_endpoint(self, endpoint: LiveEndpoint, end: str, now: float) -> None:
         """This try is over; `end` says how, in the access log's words."""
         self._tries.append((endpoint.key, now - self._try_started, end))
-        endpoint.in_flight -= 1
         self._endpoint = None
         assert self._upstream is not None, "see start"
-        balancer = self._upstream.balancer
-        if balancer.counts:
-            balancer.returned(endpoint)
-        if balancer.observes:
-            # An error must count as slow, or a backend that fails fast attracts everything.
-            seconds = self._first_byte_s if self._step is _RESPONDING else None
-            balancer.observe(endpoint, ERROR_SECONDS if seconds is None else seconds, now)
+        # An error must count as slow, or a backend that fails fast attracts everything.
+        seconds = self._first_byte_s if self._step is _RESPONDING else None
+        self._upstream.give_back(endpoint, ERROR_SECONDS if seconds is None else seconds, now)
 
     def _drop_backend(self, end: str, now: float, *, reusable: bool) -> None:
         """Give the connection back to its pool, or close it."""
@@ -547,6 +578,8 @@ class Exchange:
         if self._step is _DONE:
             raise OurError("an exchange ends once")
         self._step = _DONE
+        if self._waiting is not None:
+            self._waiting.exchange = None
         if self.deadline is not NEVER or self._plan.timeout:
             self._worker.deadlines.forget(self)
         upstream = self._upstream

@@ -307,7 +307,7 @@ class Switchboard:
             self._departed.append(gone)
         for name in names - self._upstreams.keys():
             self._upstreams[name] = LiveUpstream(
-                name, self._loop, self.worker.deadlines, self._meters, self._rng
+                name, self._loop, self.worker.deadlines, self._meters, self._rng, self.workers
             )
         self._plans.clear()  # running exchanges hold on to theirs
         for client in self.clients:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Container, Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 from time import monotonic
+from typing import Final, Protocol
 
 from lb.balance import Balancer, make
 from lb.health import eligible
@@ -20,6 +22,9 @@ from lb.proxy.deadlines import NEVER, Deadlines
 from lb.proxy.plan import Slots
 from lb.proxy.pool import Pool
 from lb.retry import RetryBudget
+
+
+QUEUE_MAX: Final = 100_000  # requests that wait, whatever the file says
 
 
 class LiveEndpoint:
@@ -90,6 +95,35 @@ class LiveEndpoint:
             self.leaves_at = now + force_s
 
 
+class Waiting:
+    """A request's place in the queue of an upstream whose endpoints are all at their limit."""
+
+    __slots__ = ("deadline", "exchange")
+
+    def __init__(self, exchange: Waiter, deadline: float) -> None:
+        self.exchange: Waiter | None = exchange  # None: it has gone
+        self.deadline = deadline
+
+    def on_deadline(self, now: float) -> None:
+        """It has waited long enough."""
+        exchange, self.exchange = self.exchange, None
+        self.deadline = NEVER
+        if exchange is not None:
+            exchange.queue_timed_out()
+
+
+class Waiter(Protocol):
+    """An exchange, as the queue sees it."""
+
+    def admitted(self, endpoint: LiveEndpoint, now: float) -> None:
+        """Go to this endpoint; it counts as taken already."""
+        ...
+
+    def queue_timed_out(self) -> None:
+        """Learn that there was no place in time."""
+        ...
+
+
 class LiveUpstream:
     """Gives out endpoints by policy, health and state; swapped into by each edition."""
 
@@ -100,8 +134,13 @@ class LiveUpstream:
         deadlines: Deadlines,
         meters: Meters,
         rng: random.Random,
+        workers: int = 1,
     ) -> None:
         self.name = name
+        self._workers = workers
+        self._limit = 0  # requests an endpoint works on for this worker; 0: none
+        self._full: set[LiveEndpoint] = set()
+        self._queue: deque[Waiting] = deque()  # at most limits.queue, and QUEUE_MAX
         self.policy = Upstream(name)
         self.budget = RetryBudget(self.policy.retries.budget)
         self.active = 0
@@ -112,6 +151,7 @@ class LiveUpstream:
         self._rng = rng
         self._endpoints: dict[tuple[str, str], LiveEndpoint] = {}
         self._leaving: set[LiveEndpoint] = set()
+        self._queue_length = meters.gauge("lb_queue_length", upstream=name)
         self._panic = meters.gauge("lb_upstream_panic", upstream=name)
         self.balancer: Balancer[LiveEndpoint] = make("round_robin", (), rng)
 
@@ -121,6 +161,8 @@ class LiveUpstream:
         """Serve by these from the next pick on; positions, pools and counts are kept."""
         self.policy = policy
         self.budget.share = policy.retries.budget
+        self._limit = -(-policy.limits.per_backend // self._workers)
+        self._full = {live for live in self._full if 0 < self._limit <= live.in_flight}
         now = monotonic()
         before, self._endpoints = self._endpoints, {}
         unknown = Health.CHECKING if policy.checked else Health.UNCHECKED
@@ -143,9 +185,56 @@ class LiveUpstream:
         self._meters.view[self._panic] = self.panicking
         self.balancer = make(policy.balance, usable, self._rng, self.balancer)
 
-    def pick(self, tried: Container[LiveEndpoint], key: bytes, now: float) -> LiveEndpoint | None:
+    def pick(self, tried: Collection[LiveEndpoint], key: bytes, now: float) -> LiveEndpoint | None:
         """Return who gets the next request, None if nobody may."""
+        if self._full:
+            tried = self._full.union(tried) if tried else self._full
         return self.balancer.pick(tried, key, now)
+
+    def take(self, endpoint: LiveEndpoint) -> None:
+        """Count a request that begins on an endpoint."""
+        endpoint.in_flight += 1
+        if self._limit and endpoint.in_flight >= self._limit:
+            self._full.add(endpoint)
+        if self.balancer.counts:
+            self.balancer.taken(endpoint)
+
+    def give_back(self, endpoint: LiveEndpoint, seconds: float, now: float) -> None:
+        """Count a request that has ended; `seconds` to its first byte, for who balances by it."""
+        endpoint.in_flight -= 1
+        balancer = self.balancer
+        if balancer.counts:
+            balancer.returned(endpoint)
+        if balancer.observes:
+            balancer.observe(endpoint, seconds, now)
+        if self._full:
+            self._full.discard(endpoint)
+            if self._queue:
+                self._loop.call_soon(self._admit)
+
+    def wait(self, exchange: Waiter, now: float) -> Waiting | None:
+        """Queue for an endpoint; None if none is to be had, or the queue is full."""
+        limits = self.policy.limits
+        most = min(-(-limits.queue // self._workers), QUEUE_MAX)
+        if not self._full or len(self._queue) >= most:
+            return None
+        place = Waiting(exchange, now + limits.queue_timeout)
+        self._queue.append(place)
+        self._deadlines.watch(place)
+        return place
+
+    def _admit(self) -> None:
+        """Give endpoints that have room to those who wait, the first first."""
+        now = monotonic()
+        while self._queue:
+            exchange = self._queue[0].exchange
+            if exchange is not None:
+                endpoint = self.pick((), b"", now)
+                if endpoint is None:
+                    return
+                self.take(endpoint)
+                exchange.admitted(endpoint, now)
+            self._deadlines.forget(self._queue.popleft())
 
     @property
     def keys(self) -> set[str]:
@@ -158,6 +247,9 @@ class LiveUpstream:
 
     def on_tick(self, now: float) -> list[LiveEndpoint]:
         """Show gauges; return endpoints whose last exchanges must be cut now."""
+        while self._queue and self._queue[0].exchange is None:
+            self._deadlines.forget(self._queue.popleft())
+        self._meters.view[self._queue_length] = len(self._queue)
         overdue = []
         for live in self._endpoints.values():
             live.show()

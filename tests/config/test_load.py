@@ -133,8 +133,8 @@ listener.web.tls listener.web.tls_min listener.web.client_auth listener.web.clie
 listener.web.trusted_proxies listener.web.proxy_protocol listener.web.plugins
 listener.web.limits.per_client listener.web.limits.body_rate
 route.api.plugins
-upstream.app.outlier upstream.app.limits upstream.app.slow_start upstream.app.tls
-upstream.app.send_proxy upstream.app.retries.statuses upstream.app.retries.non_idempotent
+upstream.app.outlier upstream.app.slow_start upstream.app.tls
+upstream.app.send_proxy 
 """
 
 
