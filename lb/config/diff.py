@@ -15,10 +15,15 @@ WRITTEN_MAX = 200  # Characters of a value that a line of changes repeats.
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """`changed` acts at a reload; `needs_restart` is kept until one, or until `lb upgrade`."""
+    """
+    `changed` acts at a reload; `needs_restart` is kept until one, or until `lb upgrade`.
+
+    `about` says of which backend a line of `changed` is: upstream and key.
+    """
 
     changed: list[str] = field(default_factory=list)
     needs_restart: list[str] = field(default_factory=list)
+    about: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.needs_restart)
@@ -34,7 +39,10 @@ def diff(old: Config, new: Config) -> Changes:
     before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
     for key, field_info in Config.model_fields.items():
         if get_origin(field_info.annotation) is dict:
-            changes.changed.extend(_named(key, before[key], after[key]))
+            for words, about in _named(key, before[key], after[key]):
+                changes.changed.append(words)
+                if about is not None:
+                    changes.about[words] = about
             continue
         for path, words in _values(key, before[key], after[key]):
             if _needs_restart(path):
@@ -44,18 +52,21 @@ def diff(old: Config, new: Config) -> Changes:
     return changes
 
 
-def _named(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+def _named(
+    what: str, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[str, str] | None]]:
     for name in sorted(old.keys() | new.keys()):
         if name not in old:
-            yield f"{what}.{name} added"
+            yield f"{what}.{name} added", None
         elif name not in new:
-            yield f"{what}.{name} removed"
+            yield f"{what}.{name} removed", None
         else:
             before, after = dict(old[name]), dict(new[name])
             backends = before.pop("backends", None), after.pop("backends", None)
             for _, words in _values(f"{what}.{name}", before, after):
-                yield words
-            yield from _backends(f"{what}.{name}.backends", *backends)
+                yield words, None
+            for words, key in _backends(f"{what}.{name}.backends", *backends):
+                yield words, None if key is None else (name, key)
 
 
 def _values(path: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
@@ -73,23 +84,23 @@ def _values(path: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
         yield path, f"{path} {_written(old)} -> {_written(new)}"
 
 
-def _backends(path: str, old: Any, new: Any) -> Iterator[str]:
+def _backends(path: str, old: Any, new: Any) -> Iterator[tuple[str, str | None]]:
     if old is None or new is None:
         if old is not None:
-            yield f"{path} no longer set: the file says nothing of them"
+            yield f"{path} no longer set: the file says nothing of them", None
         elif new is not None:
-            yield f"{path} set: {len(new)} of them"
+            yield f"{path} set: {len(new)} of them", None
         return
     before = {_key(backend): backend for backend in old}
     after = {_key(backend): backend for backend in new}
     for key in [*before, *(key for key in after if key not in before)]:
         if key not in after:
-            yield f"{path} - {key}"
+            yield f"{path} - {key}", key
         elif key not in before:
-            yield f"{path} + {key}"
+            yield f"{path} + {key}", key
         else:
             for _, words in _values(f"{path} {key}", before[key], after[key]):
-                yield words.replace(f"{path} {key}.", f"{path} {key}: ")
+                yield words.replace(f"{path} {key}.", f"{path} {key}: "), key
 
 
 def _key(backend: Mapping[str, Any]) -> str:

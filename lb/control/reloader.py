@@ -194,7 +194,8 @@ class Reloader:
     def _reply(self, changes: Changes, outcome: FileOutcome, loaded: Loaded) -> dict[str, Any]:
         reply: dict[str, Any] = {
             "generation": self._in_force.generation,
-            **changes.as_plain(),
+            "changed": what_changed(changes, outcome),
+            "needs_restart": changes.needs_restart,
             "refused": outcome.refused(),
             "stale": outcome.stale(),
             "differs": outcome.differs(),
@@ -267,6 +268,27 @@ def _restart_keys(section: type[Section]) -> list[str]:
 def addresses_of(config: Config) -> list[str]:
     """The addresses on which a config accepts clients."""
     return list(dict.fromkeys(a for listener in config.listener.values() for a in listener.address))
+
+
+def what_changed(changes: Changes, outcome: FileOutcome) -> list[str]:
+    """
+    Return a file's differences, in words; of backends those that the registry took up.
+
+    The registry may refuse what the file says of backends, have it already, or only now take
+    what an earlier file said and it had refused.
+    """
+    done = {(each["upstream"], each["backend"]): each for each in outcome.changed()}
+    lines = []
+    for line in changes.changed:
+        about = changes.about.get(line)
+        if about is None or about in done or about[0] in outcome.pending:
+            lines.append(line)
+    told = set(changes.about.values())
+    new = {upstream for upstream, _ in done if f"upstream.{upstream} added" in changes.changed}
+    lines += [
+        _in_words(each) for key, each in done.items() if key not in told and key[0] not in new
+    ]
+    return lines
 
 
 def in_one_line(changes: Sequence[str]) -> str:

@@ -379,6 +379,29 @@ def test_names_that_are_new_have_addresses_from_the_first_edition_on(tmp_path: P
     run(play)
 
 
+def test_what_changed_is_what_the_registry_took_up(tmp_path: Path) -> None:
+    async def play() -> None:
+        async with house_of(tmp_path) as house:
+            house.write(FILE.replace('["10.0.0.1:80", "10.0.0.2:80"]', "[]"))
+            refused = await house.reloader.reload(BY)
+            forced = await house.reloader.reload(BY, force=True)
+            house.write(FILE + '[upstream.more]\nbackends = ["10.0.0.9:80"]\n')
+            back = await house.reloader.reload(BY)
+
+            assert (refused["changed"], refused["refused"][0]["upstream"]) == ([], "app")
+            assert forced["changed"] == [
+                "upstream.app.backends - 10.0.0.1:80",
+                "upstream.app.backends - 10.0.0.2:80",
+            ]
+            assert back["changed"] == [
+                "upstream.app.backends + 10.0.0.1:80",
+                "upstream.app.backends + 10.0.0.2:80",
+                "upstream.more added",
+            ]
+
+    run(play)
+
+
 # Asking first, and asking often
 
 
@@ -388,8 +411,12 @@ def test_a_dry_run_says_what_would_be_and_does_nothing(tmp_path: Path) -> None:
             house.write(FILE.replace('["10.0.0.1:80", "10.0.0.2:80"]', "[]").replace("8080", "81"))
             reply = await house.reloader.reload(BY, dry_run=True)
             assert reply["dry_run"]
-            assert "upstream.app.backends - 10.0.0.1:80" in reply["changed"]
+            assert reply["changed"] == [
+                'listener.web.address ["127.0.0.1:8080"] -> ["127.0.0.1:81"]'
+            ]
             assert reply["refused"][0]["reason"] == "would-empty"
+            reply = await house.reloader.reload(BY, dry_run=True, force=True)
+            assert "upstream.app.backends - 10.0.0.1:80" in reply["changed"]
             assert house.adopted == []
             assert house.sockets.held == set()
             assert set(backends(house)) == {"10.0.0.1:80", "10.0.0.2:80"}
