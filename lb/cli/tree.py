@@ -65,6 +65,7 @@ class Lb(LazyGroup):
         "explain": ("explaining:explain", "Why a request goes where it goes."),
         "upstream": ("members:upstream", "List, show, export or remove upstreams."),
         "backend": ("members:backend", "Add, change, drain or remove backends, live."),
+        "storage": ("storage:storage", "Verify or print what a member's log on disk holds."),
         "completion": ("shell:completion", "Print the shell's completion script."),
         "version": ("shell:version", "Print the version."),
     }

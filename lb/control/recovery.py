@@ -10,11 +10,12 @@ import errno
 from dataclasses import dataclass, field
 
 from lb.control.filesystem import FileSystem
-from lb.control.snapshot_file import Snapshot, decode_snapshot, snapshot_name, snapshot_position
+from lb.control.snapshot_file import decode_snapshot, snapshot_name, snapshot_position
 from lb.control.wal import DamagedLog, Identity, Replay, Segment, read_segment
 from lb.errors import StartError
-from lb.raft.messages import ConfState, Entry, HardState, SnapMeta
+from lb.raft.messages import ConfState, Entry, HardState, SnapMeta, Snapshot
 
+LOG_DIRECTORY = "raft"  # In the data_dir.
 SEGMENT_PREFIX = "wal-"
 BROKEN_SUFFIX = ".broken"
 UNFINISHED_SUFFIX = ".tmp"
@@ -111,8 +112,13 @@ def _check_not_condemned(files: FileSystem, path: str, names: list[str]) -> None
         raise DamagedLog(file, 0, read_file(files, file).decode(errors="replace").strip())
 
 
+def segment_files(names: list[str]) -> list[str]:
+    """The segments among the names in a log's directory, in order."""
+    return [name for name in names if name.startswith(SEGMENT_PREFIX) and "." not in name]
+
+
 def _read_segments(files: FileSystem, path: str, names: list[str]) -> list[Segment]:
-    known = [name for name in names if name.startswith(SEGMENT_PREFIX) and "." not in name]
+    known = segment_files(names)
     segments: list[Segment] = []
     for name in known:
         file = f"{path}/{name}"

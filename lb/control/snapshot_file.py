@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 
 from lb.control.wal import CRC32C, FORMAT, DamagedLog, Identity, checksum
-from lb.raft.messages import ConfState, SnapMeta
+from lb.raft.messages import ConfState, SnapMeta, Snapshot
 
 SNAPSHOT_MAGIC = b"accrdsnp"
-MEMBERS_MAX = 65_535  # Counts are 16 bits.
 
 # magic, format, checksum kind, group, member, index, term, voters, learners, length of the
 # state, its checksum; ids follow, and the header's checksum
 _HEAD = struct.Struct("<8sHH4x16sQQQHH4xQI")
 _CRC = struct.Struct("<I")
 _NAME = re.compile(r"snap-(\d{16})-(\d{16})")
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The state of the machine after `meta.index`."""
-
-    meta: SnapMeta
-    data: bytes
 
 
 def snapshot_name(meta: SnapMeta) -> str:

@@ -40,7 +40,7 @@ from lb.control.recovery import (
     read_file,
     read_log,
 )
-from lb.control.snapshot_file import Snapshot, encode_head, snapshot_name, snapshot_position
+from lb.control.snapshot_file import encode_head, snapshot_name, snapshot_position
 from lb.control.wal import (
     SECTOR,
     Identity,
@@ -53,7 +53,7 @@ from lb.control.wal import (
     segment_name,
 )
 from lb.errors import AccordError, StartError
-from lb.raft.messages import ConfState, Entry, HardState, Persist, SnapMeta
+from lb.raft.messages import ConfState, Entry, HardState, Persist, SnapMeta, Snapshot
 
 LOCK_FILE = "lock"
 SPARE_FILE = "spare" + UNFINISHED_SUFFIX
@@ -109,8 +109,7 @@ class Storage:
         self._hard = self._sure_hard = HardState(0, 0, 0)
         self._mark = self._sure_mark = SnapMeta(0, 0, ConfState(frozenset(), frozenset()))
         self._sound_index = 0  # Of the newest snapshot whose file is known to be whole.
-        self._first = 1  # Index of the first of `_terms`.
-        self._terms: list[int] = []  # Of the entries in the log, to judge snapshots by.
+        self.last_index = 0  # The last entry's, or the snapshot's if nothing follows it.
 
     # --- Beginning and end --------------------------------------------------------------------
 
@@ -169,11 +168,6 @@ class Storage:
         self._file = self._spare = self._lock = None
 
     # --- What a member asks for ---------------------------------------------------------------
-
-    @property
-    def last_index(self) -> int:
-        """The last entry's index, or the snapshot's if nothing follows it."""
-        return self._first + len(self._terms) - 1
 
     def write(self, persists: Sequence[Persist]) -> None:
         """
@@ -250,10 +244,6 @@ class Storage:
                 # One by one: names may go in any order, and a gap in the middle is damage.
                 self._sync_directory()
                 del self._segments[0]
-        drop = index - self._first
-        if drop > 0:  # The entry at `index` itself is remembered: its term is asked for.
-            del self._terms[:drop]
-            self._first += drop
 
     def tend(self) -> None:
         """
@@ -289,21 +279,18 @@ class Storage:
             meta = persist.snapshot
             assert self._files.exists(f"{self.path}/{snapshot_name(meta)}"), "put before named"
             assert meta.index > self._mark.index, "a snapshot never goes back"
-            restart = self._term(meta.index) != meta.term
-            if restart:
-                self._first, self._terms = meta.index + 1, []
-                for kept in self._segments:
-                    kept.last_index = min(kept.last_index, meta.index)
+            self.last_index = meta.index
+            for kept in self._segments:
+                kept.last_index = min(kept.last_index, meta.index)
             self._mark = meta
             self._hard = _at_least(self._hard, meta.index)
-            records.append(Mark(meta, restart))
+            records.append(Mark(meta, restart=True))
         for entry in persist.entries:
             self._take_entry(entry)
             records.append(entry)
         if persist.hard is not None:
             assert persist.hard.term >= self._hard.term, "a term never goes back"
-            assert persist.hard.commit >= self._hard.commit, "what was committed stays so"
-            self._hard = persist.hard
+            self._hard = _at_least(persist.hard, self._hard.commit)
         promises = records or (self._hard.term, self._hard.vote) != (
             self._sure_hard.term,
             self._sure_hard.vote,
@@ -312,15 +299,9 @@ class Storage:
         return records
 
     def _take_entry(self, entry: Entry) -> None:
-        assert self._first <= entry.index <= self.last_index + 1, "a log has no gaps"
+        assert entry.index <= self.last_index + 1, "a log has no gaps"
         assert entry.index > self._hard.commit, "what was committed is never written over"
-        del self._terms[entry.index - self._first :]
-        self._terms.append(entry.term)
-
-    def _term(self, index: int) -> int | None:
-        if self._first <= index <= self.last_index:
-            return self._terms[index - self._first]
-        return self._mark.term if index == self._mark.index else None
+        self.last_index = entry.index
 
     def _append(self, records: Sequence[Record]) -> None:
         indexes = [record.index for record in records if isinstance(record, Entry)]
@@ -339,7 +320,7 @@ class Storage:
 
     def _begin_segment(self, need: int, first_index: int) -> None:
         """Go on in a new segment. It opens with what must be known when the older ones are gone."""
-        opening = [Mark(self._sure_mark, restart=False), self._sure_hard]
+        opening: list[Record] = [Mark(self._sure_mark, restart=False), self._sure_hard]
         opening_bytes = len(encode_frame(0, self._link, opening)[0])
         file = self._take_spare(SECTOR + opening_bytes + need)
         number = self._header.number + 1
@@ -417,14 +398,10 @@ class Storage:
         """Remove all but the newest that count. What a power cut brings back goes at the start."""
         with self._latched():
             names = self._files.list_directory(self.path)
-            kept = [name for name in names if self._counts(name)]
-            kept.sort(key=snapshot_position)
-            for name in kept[:-SNAPSHOTS_KEPT]:
+            found = [(position, name) for name in names if (position := snapshot_position(name))]
+            found = [(at, name) for at, name in sorted(found) if at[1] <= self._mark.index]
+            for _, name in found[:-SNAPSHOTS_KEPT]:
                 self._files.unlink(f"{self.path}/{name}")
-
-    def _counts(self, name: str) -> bool:
-        position = snapshot_position(name)
-        return position is not None and position[1] <= self._mark.index
 
     # --- Start ----------------------------------------------------------------------------------
 
@@ -465,8 +442,7 @@ class Storage:
         self._hard = self._sure_hard = recovered.hard
         self._mark = self._sure_mark = found.mark
         self._sound_index = recovered.snapshot.index
-        self._first = recovered.base_index + 1
-        self._terms = [entry.term for entry in recovered.entries]
+        self.last_index = recovered.base_index + len(recovered.entries)
         self._segments = [
             _Kept(segment.name.rpartition("/")[2], segment.last_index) for segment in found.segments
         ]

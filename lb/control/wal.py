@@ -211,7 +211,8 @@ def encode_frame(salt: int, before: Link, records: Sequence[Record]) -> tuple[by
     body = encode_records(records)
     first = next((record.index for record in records if isinstance(record, Entry)), 0)
     length = len(body)
-    body = body.ljust(padded(FRAME_HEAD + length) - FRAME_HEAD, b"\0")
+    # Padded with ones, so that no single flipped bit makes the last sector look unwritten.
+    body = body.ljust(padded(FRAME_HEAD + length) - FRAME_HEAD, b"\xff")
     head = _FRAME.pack(
         FRAME_MAGIC,
         length,
@@ -244,9 +245,21 @@ def read_segment(name: str, data: bytes, before: Segment | None, last: bool) -> 
 
     Only the `last` segment may have a torn tail.
     """
+    segment = open_segment(name, data, before)
+    read_frames(segment, data, last)
+    return segment
+
+
+def open_segment(name: str, data: bytes, before: Segment | None) -> Segment:
+    """Read a segment's header only."""
     segment = Segment(name, _read_header(name, data))
     if before is not None:
         _check_follows(segment, before)
+    return segment
+
+
+def read_frames(segment: Segment, data: bytes, last: bool) -> None:
+    """Read a segment's frames. Those before a damaged one are in `segment` even so."""
     salt = segment.header.salt
     while segment.end < segment.header.size:
         found = _read_frame(segment, data, salt)
@@ -254,12 +267,11 @@ def read_segment(name: str, data: bytes, before: Segment | None, last: bool) -> 
             break
         if isinstance(found, Torn):
             if not last:
-                raise DamagedLog(name, found.offset, f"{found.why}, and more segments follow")
+                raise DamagedLog(segment.name, found.offset, f"{found.why}, yet segments follow")
             segment.torn = found
             break
         segment.frames.append(found)
         segment.end += found.size
-    return segment
 
 
 def _read_header(name: str, data: bytes) -> SegmentHeader:
