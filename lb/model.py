@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+HTTPS = "https://"  # What the address of a backend that speaks TLS begins with.
+
 
 class State(StrEnum):
     """What the registry says of a backend: a person's intent."""
@@ -35,8 +37,9 @@ class Endpoint:
     One address that a worker connects to, of one backend.
 
     `key` is the backend's identity in URLs, metrics and hashing; `address` is `ip:port`,
-    `[ip6]:port` or `unix:/path`. Where a backend has several endpoints each has its own
-    `address` under the same `key`. `weight` is this endpoint's own share.
+    `[ip6]:port` or `unix:/path`, after `https://` where TLS is spoken; then `host` is the name
+    or address that its certificate is to be for. Where a backend has several endpoints each
+    has its own `address` under the same `key`. `weight` is this endpoint's own share.
     """
 
     key: str
@@ -44,6 +47,57 @@ class Endpoint:
     weight: int = 1
     state: State = State.ACTIVE
     backup: bool = False
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateRef:
+    """A certificate with its key, by the digest that its part of the edition is named after."""
+
+    digest: str
+    names: tuple[str, ...] = ()  # lower case, `*.` for a wildcard: which SNI gets it
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTls:
+    """
+    TLS with clients. The first certificate is for those who name nothing that we have.
+
+    `minimum`: `1.2` or `1.3`; `client_auth`: `none`, `request` or `require`; `client_ca`: the
+    digest of the certificates that clients' own are checked by, "" for none.
+    """
+
+    certificates: tuple[CertificateRef, ...]
+    minimum: str = "1.2"
+    client_auth: str = "none"
+    client_ca: str = ""
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> ListenerTls:
+        return cls(
+            certificates=tuple(
+                CertificateRef(each["digest"], tuple(each["names"]))
+                for each in plain["certificates"]
+            ),
+            minimum=plain["minimum"],
+            client_auth=plain["client_auth"],
+            client_ca=plain["client_ca"],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """
+    TLS with backends whose address is `https://`.
+
+    `name` replaces the address's own in SNI and in the check; `ca` and `certificate` are
+    digests, "" for the system's authorities and for no certificate of ours.
+    """
+
+    verify: bool = True
+    name: str = ""
+    ca: str = ""
+    certificate: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,18 +127,23 @@ class Listener:
     addresses: tuple[str, ...]
     upstream: str | None = None
     ready_path: str | None = None
+    trusted_proxies: tuple[str, ...] = ()
     limits: ListenerLimits = field(default_factory=ListenerLimits)
     timeouts: ListenerTimeouts = field(default_factory=ListenerTimeouts)
+    tls: ListenerTls | None = None
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Listener:
+        tls = plain["tls"]
         return cls(
             name=plain["name"],
             addresses=tuple(plain["addresses"]),
             upstream=plain["upstream"],
             ready_path=plain["ready_path"],
+            trusted_proxies=tuple(plain["trusted_proxies"]),
             limits=ListenerLimits(**plain["limits"]),
             timeouts=ListenerTimeouts(**plain["timeouts"]),
+            tls=None if tls is None else ListenerTls.from_plain(tls),
         )
 
 
@@ -214,6 +273,7 @@ class Upstream:
     drain: Drain = field(default_factory=Drain)
     host: str = "keep"
     limits: UpstreamLimits = field(default_factory=UpstreamLimits)
+    tls: UpstreamTls = field(default_factory=UpstreamTls)
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Upstream:
@@ -229,6 +289,7 @@ class Upstream:
             keepalive=Keepalive(**plain["keepalive"]),
             drain=Drain(**plain["drain"]),
             host=plain["host"],
+            tls=UpstreamTls(**plain["tls"]),
         )
 
 

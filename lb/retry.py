@@ -23,6 +23,7 @@ class Failure(Enum):
 
     REFUSED = "backend_refused"
     CONNECT_TIMEOUT = "backend_connect_timeout"
+    TLS = "backend_tls"  # no agreement on who is who, or on how to talk
     STALE = "backend_stale"  # a pooled connection, dead before any octet of the response
     RESET = "backend_reset"
     CLOSED = "backend_closed"
@@ -32,7 +33,7 @@ class Failure(Enum):
 
 
 # Nothing of the request can have reached the backend's work.
-_UNSENT: Final = frozenset({Failure.REFUSED, Failure.CONNECT_TIMEOUT})
+_UNSENT: Final = frozenset({Failure.REFUSED, Failure.CONNECT_TIMEOUT, Failure.TLS})
 _MAY_REPEAT: Final = frozenset({Failure.STALE, Failure.RESET, Failure.CLOSED, Failure.STATUS})
 
 
