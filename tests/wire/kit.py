@@ -19,6 +19,7 @@ from lb.metrics import Meters, Reading, create_memory
 from lb.model import AccessLog, Endpoint, Health, Listener, Plans, Route, Upstream
 from lb.proxy.listener import Listeners
 from lb.proxy.switchboard import Switchboard
+from lb.proxy.upstream import LiveEndpoint
 
 DEADLINE_S = 10.0
 LISTENER = Listener("web", ("127.0.0.1:0",), upstream="app")
@@ -34,10 +35,21 @@ def until(condition: Callable[[], Any], what: str = "the condition") -> Any:
     raise AssertionError(f"{what} did not come true in {DEADLINE_S} s")
 
 
+class Pauses(random.Random):
+    """Makes every pause before the same backend is tried again equally long."""
+
+    pause = 0.0
+
+    def uniform(self, a: float, b: float) -> float:
+        return self.pause
+
+
 class Proxy:
     """
     A worker's data path in a thread. `errors` holds what its loop could not handle: any entry
-    is a bug of ours, and leaving the context fails on it.
+    is a bug of ours, and leaving the context fails on it. `pause` is how long it waits before
+    it tries the same backend again. `narrow`: the kernel takes little for its clients, so what
+    they do not read stays with us.
     """
 
     def __init__(
@@ -48,6 +60,8 @@ class Proxy:
         upstream: Upstream | None = None,
         routes: Iterable[Route] = (),
         log: str = "off",
+        pause: float = 0.001,
+        narrow: bool = False,
     ) -> None:
         self.errors: list[dict[str, Any]] = []
         self._memory = create_memory()
@@ -55,8 +69,12 @@ class Proxy:
         self._loop = uvloop.new_event_loop()
         self._loop.set_exception_handler(lambda _, context: self.errors.append(context))
         self._sock = socket.create_server(("127.0.0.1", 0), backlog=512)
+        if narrow:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.port = self._sock.getsockname()[1]
         self.listener = replace(listener, addresses=(f"127.0.0.1:{self.port}",))
+        self._rng = Pauses(7)
+        self._rng.pause = pause
         self._plans = Plans(
             node="test",
             via="lb-00000000",
@@ -104,8 +122,10 @@ class Proxy:
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        self.switchboard = Switchboard(loop, 0, 1, Meters(self._memory), random.Random(7))
+        self.switchboard = Switchboard(loop, 0, 1, Meters(self._memory), self._rng)
         self.listeners = Listeners(loop, self.switchboard)
+        self._ticks = 0
+        self.switchboard.worker.deadlines.every_tick(self._count_tick)
         self.switchboard.install(self._plans, {"app": self._endpoints}, {})
         await self.listeners.open(self.listener.addresses[0], 0, self._sock)
 
@@ -134,10 +154,83 @@ class Proxy:
             sock.sendall(octets)
             return read_all(sock)
 
+    def connect_slowly(self) -> socket.socket:
+        """Open a connection that takes little at a time, so that what is unread stays with us."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(DEADLINE_S)
+        sock.connect(("127.0.0.1", self.port))
+        return sock
+
+    def await_ticks(self, count: int) -> None:
+        """Wait until the clock that all deadlines hang on has ticked so often."""
+        last = self._ticks + count
+        until(lambda: self._ticks >= last, "the proxy's clock")
+
+    def _count_tick(self, now: float) -> None:
+        self._ticks += 1
+
     @property
     def clients(self) -> int:
         """Open client connections."""
         return self.listeners.live
+
+    @property
+    def clogged(self) -> bool:
+        """Whether some client does not take what we have for it."""
+        return bool(self.call(lambda: any(each.clogged for each in self.switchboard.clients)))
+
+    @property
+    def backends(self) -> list[LiveEndpoint]:
+        """The endpoints of the upstream; look at them on the loop, by `call`."""
+        return list(self.switchboard._upstreams["app"]._endpoints.values())
+
+    @property
+    def running(self) -> int:
+        """Exchanges that are under way, by every account that is kept of them."""
+
+        def count() -> int:
+            upstream = self.switchboard._upstreams["app"]
+            by_endpoint = sum(each.in_flight for each in self.backends)
+            return max(upstream.active, by_endpoint, upstream.budget.retrying, key=abs)
+
+        return int(self.call(count))
+
+    @property
+    def idle(self) -> int:
+        """Connections to backends that are kept for later."""
+        return int(self.call(lambda: sum(each.pool.idle_count for each in self.backends)))
+
+    @property
+    def busy(self) -> int:
+        """Connections to backends that carry something."""
+        return int(self.call(lambda: sum(each.pool.busy_count for each in self.backends)))
+
+    def lose_client_while_connecting(
+        self, octets: bytes, meanwhile: Callable[[], Any] = bool
+    ) -> None:
+        """
+        Send octets of a request; lose the client while its backend is being connected to.
+
+        `meanwhile` runs on the loop, before it learns that the connection stands.
+        """
+        with self.connect() as sock:
+            lost = asyncio.run_coroutine_threadsafe(self._lose_who_connects(meanwhile), self._loop)
+            self.call(lambda: None)  # It looks from here on.
+            sock.sendall(octets)
+            lost.result(DEADLINE_S)
+
+    async def _lose_who_connects(self, meanwhile: Callable[[], Any]) -> None:
+        end = time.monotonic() + DEADLINE_S
+        while time.monotonic() < end:
+            for client in self.switchboard.clients:
+                if client.exchange is not None and client.exchange._connecting is not None:
+                    client.kill("client_closed")
+                    await asyncio.sleep(0)  # In this turn it begins to connect.
+                    meanwhile()
+                    return
+            await asyncio.sleep(0)
+        raise AssertionError("no client's request led to a new connection")
 
 
 class Origin:
