@@ -263,6 +263,7 @@ def _plan_listener(name: str, listener: schema.Listener) -> model.Listener:
         addresses=tuple(listener.address),
         upstream=listener.upstream,
         ready_path=listener.ready_path,
+        trusted_proxies=tuple(listener.trusted_proxies),
         limits=model.ListenerLimits(
             connections=limits.connections,
             header_bytes=limits.header_bytes,

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Final
 
 RETRIES_AT_LEAST: Final = 3  # the budget never stops so few at a time
+REFUSALS_MAX: Final = 16  # backends that one request may find closed
 REPLAY_BYTES_MAX: Final = 64 * 1024
 SAME_BACKEND_DELAY_S: Final = (0.025, 0.25)
 
@@ -43,6 +44,7 @@ class Answer(Enum):
     NO = "no"
     YES = "yes"
     FREE = "free"  # it counts neither as an attempt nor against the budget
+    ELSEWHERE = "elsewhere"  # free, but only at a backend that has not been tried
 
 
 def may_retry(
@@ -75,7 +77,8 @@ def judge(
     Decide on one more try, the budget apart; see `may_retry`.
 
     `ends` says how each try so far ended, the last by `failure`. A kept connection that was
-    dead already says nothing of its backend: the first such end is free.
+    dead already says nothing of its backend: the first such end is free. A refused connection
+    has cost a backend nothing: past `attempts` such a request still goes to whoever is left.
     """
     allowed = may_retry(
         failure, wrote=wrote, idempotent=idempotent, replayable=replayable, begun=begun
@@ -85,7 +88,11 @@ def judge(
     stale = sum(end == Failure.STALE.value for end in ends)
     if failure is Failure.STALE and stale == 1:
         return Answer.FREE
-    return Answer.YES if len(ends) - min(stale, 1) < attempts else Answer.NO
+    if len(ends) - min(stale, 1) < attempts:
+        return Answer.YES
+    if failure is Failure.REFUSED and len(ends) < REFUSALS_MAX:
+        return Answer.ELSEWHERE
+    return Answer.NO
 
 
 # What metrics call a failure, and which ones are a 504.

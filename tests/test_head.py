@@ -20,6 +20,7 @@ from lb.http1.head import (
     read_status_line,
     split_absolute,
 )
+from lb.http1.peers import direct
 
 TOKEN = st.text("abcXYZ019-!#$", min_size=1, max_size=12).map(str.encode)
 VALUE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=20).map(str.encode)
@@ -45,7 +46,7 @@ def test_what_goes_out_is_read_alike_by_another_parser(
     block = b"\r\nHost: a.example" + b"".join(b"\r\n%b: %b" % f for f in fields) + b"\r\n"
     head = RequestHead(b"", b"GET", b"/", 1, read_request_fields(block, 100))
 
-    out = request_block(head, host=b"a.example", client=b"192.0.2.1", via=b"lb-1")
+    out = request_block(head, host=b"a.example", peer=direct("192.0.2.1"), via=b"lb-1")
 
     server = h11.Connection(h11.SERVER)
     server.receive_data(b"GET /" + path.replace(b"?", b"") + b" HTTP/1.1" + out)

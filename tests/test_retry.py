@@ -6,7 +6,7 @@ import pytest
 
 from lb.retry import RETRIES_AT_LEAST, Answer, Failure, RetryBudget, judge, may_retry
 
-UNSENT = (Failure.REFUSED, Failure.CONNECT_TIMEOUT)
+UNSENT = (Failure.REFUSED, Failure.CONNECT_TIMEOUT, Failure.TLS)
 LOST = (Failure.STALE, Failure.RESET, Failure.CLOSED, Failure.STATUS)
 NEVER = (Failure.TIMEOUT, Failure.BAD_RESPONSE)
 
@@ -50,13 +50,15 @@ def test_budget_is_a_share_but_never_under_the_least() -> None:
     ("ends", "attempts", "answer"),
     [
         (["backend_refused"], 2, Answer.YES),
-        (["backend_refused"], 1, Answer.NO),
-        (["backend_refused", "backend_refused"], 2, Answer.NO),
+        (["backend_refused"], 1, Answer.ELSEWHERE),
+        (["backend_refused", "backend_refused"], 2, Answer.ELSEWHERE),
+        (["backend_refused"] * 16, 2, Answer.NO),
+        (["backend_reset", "backend_reset"], 2, Answer.NO),
         (["backend_stale"], 1, Answer.FREE),
         (["backend_refused", "backend_stale"], 2, Answer.FREE),
         (["backend_stale", "backend_stale"], 2, Answer.YES),
         (["backend_stale", "backend_refused"], 2, Answer.YES),
-        (["backend_stale", "backend_refused", "backend_refused"], 2, Answer.NO),
+        (["backend_stale", "backend_reset", "backend_reset"], 2, Answer.NO),
         (["backend_timeout"], 9, Answer.NO),
     ],
 )

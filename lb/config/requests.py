@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_network
 
 from lb.config.addresses import is_host_name
 from lb.config.kinds import Kind, nearest, shown, wrong
@@ -77,6 +78,24 @@ class Method(Kind):
             hint = upper or nearest(text.upper(), list(METHODS))
             raise wrong(f"{shown(text)} is not a method", hint)
         return text
+
+
+@dataclass(frozen=True, slots=True)
+class Network(Kind):
+    """Addresses of clients: a network, one address, or those of a socket file."""
+
+    words = 'network, like "10.0.0.0/8"'
+
+    def read(self, value: object) -> str:
+        """Take a network in its canonical form, or the word "unix"."""
+        text = self.text(value)
+        if text == "unix":
+            return text
+        try:
+            return str(ip_network(text))
+        except ValueError as error:
+            hint = "the network's own address ends in zeros" if "host bits" in str(error) else ""
+            raise wrong(f"{shown(text)} is not a network", hint) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ from lb.config.requests import (
     HeaderName,
     HostPattern,
     Method,
+    Network,
     PathPattern,
     RequestKey,
     UpgradeToken,
@@ -234,8 +235,7 @@ class Listener(Section):
 
     noun = "a listener"
     later = frozenset(
-        {"tls", "tls_min", "client_auth", "client_ca", "trusted_proxies", "proxy_protocol"}
-        | {"plugins"}
+        {"tls", "tls_min", "client_auth", "client_ca", "proxy_protocol"} | {"plugins"}
     )
 
     address: Annotated[list[Annotated[str, ListenAddress()]], OrOne(), Field(min_length=1)] = Field(
@@ -248,6 +248,11 @@ class Listener(Section):
         default=None,
         description="A path that the worker itself answers, with 503 once we stop.",
         examples=["/-/ready"],
+    )
+    trusted_proxies: Annotated[list[Annotated[str, Network()]], OrOne()] = Field(
+        default=[],
+        description='Whose X-Forwarded-* are believed: networks, addresses, or "unix".',
+        examples=[["10.0.0.0/8", "::1"]],
     )
     limits: ListenerLimits = Field(
         default=ListenerLimits(), description="What a client may ask for at most."

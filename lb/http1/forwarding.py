@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from lb.http1.head import RequestFields, RequestHead, ResponseFields
+from lb.http1.peers import Peer
 
 COUNTS_HOPS: Final = frozenset({b"TRACE", b"OPTIONS"})  # RFC 9110 7.6.2
 VIA_LOOPS_MAX: Final = 4  # An instance may rightly route to its own listener once or twice.
@@ -20,15 +21,15 @@ IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"
 
 
 def request_block(
-    head: RequestHead, *, host: bytes, client: bytes, via: bytes, upgrade: bytes = b""
+    head: RequestHead, *, host: bytes, peer: Peer, via: bytes, upgrade: bytes = b""
 ) -> bytes:
     """
     Return all that follows a forwarded request's request line, from CRLF to the empty line.
 
     `host` is what the backend sees; X-Forwarded-Host carries what the client asked for. The
-    client's own X-Forwarded-* are gone already: nobody is trusted to write them. `upgrade` is
+    client's own X-Forwarded-* are gone already: `peer` holds what of them is believed. `upgrade` is
     the protocol to ask for, if any. The fields keep the block: those of a connection's next
-    request may be the same, and `client` is the same for all of a connection.
+    request may be the same, and with them `peer`.
     """
     fields = head.fields
     # Most blocks follow from the host alone; the others from these too.
@@ -48,9 +49,10 @@ def request_block(
         parts.append(b"\r\nExpect: 100-continue")
     if upgrade:
         parts += [b"\r\nConnection: Upgrade\r\nUpgrade: ", upgrade]
-    parts += [b"\r\nX-Forwarded-For: ", client, b"\r\nX-Forwarded-Proto: http"]
-    if fields.host:
-        parts += [b"\r\nX-Forwarded-Host: ", fields.host]
+    parts += [b"\r\nX-Forwarded-For: ", peer.chain, b"\r\nX-Forwarded-Proto: ", peer.proto]
+    asked = peer.host or fields.host
+    if asked:
+        parts += [b"\r\nX-Forwarded-Host: ", asked]
     before = fields.via + b", " if fields.via else b""
     parts += [b"\r\nVia: ", before, b"1.1 ", via, b"\r\n\r\n"]
     fields.memo_key = key

@@ -8,8 +8,6 @@ from typing import Protocol
 class Client(Protocol):
     """The client connection, as its exchange sees it."""
 
-    address: str
-    address_octets: bytes
     clogged: bool
 
     @property

@@ -24,6 +24,7 @@ from lb.http1.head import (
     RequestHead,
     read_request_head,
 )
+from lb.http1.peers import UNIX, direct
 from lb.http1.replies import Reply
 from lb.metrics import Meters
 from lb.model import Listener
@@ -110,8 +111,6 @@ class ClientConnection:
         "_scanned",
         "_transport",
         "_unsent",
-        "address",
-        "address_octets",
         "came_to",
         "carried",
         "clogged",
@@ -119,6 +118,7 @@ class ClientConnection:
         "door",
         "draining",
         "exchange",
+        "peer",
         "plan",
         "refused",
         "write",
@@ -141,8 +141,7 @@ class ClientConnection:
         self._held = False  # by the exchange: the backend is slow
         self._lingered = 0
         self._unsent = 0
-        self.address = ""
-        self.address_octets = b""
+        self.peer = direct("")
         self.carried = 0
         self.clogged = False  # an exchange that starts later looks here first
         self.draining = False
@@ -171,8 +170,8 @@ class ClientConnection:
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         peer = transport.get_extra_info("peername")
         # A socket for both families names an IPv4 client as ::ffff:192.0.2.1.
-        self.address = peer[0].removeprefix("::ffff:") if isinstance(peer, tuple) else "unix:"
-        self.address_octets = self.address.encode() if isinstance(peer, tuple) else b"unknown"
+        address = peer[0].removeprefix("::ffff:") if isinstance(peer, tuple) else UNIX
+        self.peer = direct(address)
         self.deadline = monotonic() + self.plan.timeouts.idle
         self._desk.worker.deadlines.watch(self)
         if self.refused and self.door.turned_away > TURNED_AWAY_MAX:

@@ -26,6 +26,7 @@ from lb.http1 import forwarding
 from lb.http1.forwarding import CHUNKED, IDEMPOTENT
 from lb.http1.framing import LAST_CHUNK, BodyReader, chunk
 from lb.http1.head import RequestHead, ResponseHead
+from lb.http1.peers import Peer
 from lb.http1.replies import Reply, no_backend
 from lb.metrics import BOUNDS, SUM
 from lb.proxy.accesslog import FLUSH_LINES
@@ -69,9 +70,9 @@ class Exchange:
     __slots__ = (
         "_backend", "_backend_key", "_body_sent", "_bytes_in", "_bytes_out", "_chunking",
         "_client", "_connect_s", "_connecting", "_counted", "_endpoint", "_ends_by_close",
-        "_first_byte_s", "_head", "_held", "_held_bytes", "_keep", "_key", "_plan", "_replayable",
-        "_request_id", "_retrying", "_reused", "_started", "_status", "_step", "_tried",
-        "_tries", "_try_started", "_tunnel", "_upstream", "_waiting", "_whole", "_worker",
+        "_first_byte_s", "_head", "_held", "_held_bytes", "_keep", "_key", "_peer", "_plan",
+        "_replayable", "_request_id", "_retrying", "_reused", "_started", "_status", "_step",
+        "_tried", "_tries", "_try_started", "_tunnel", "_upstream", "_waiting", "_whole", "_worker",
         "_written", "deadline", "method", "upgrade",
     )  # fmt: skip
 
@@ -81,6 +82,7 @@ class Exchange:
         plan: Plan,
         upstream: LiveUpstream | None,
         client: Client,
+        peer: Peer,
         head: RequestHead,
         started: float,
     ) -> None:
@@ -91,8 +93,9 @@ class Exchange:
         self._plan = plan
         self._upstream = upstream
         self._client = client
+        self._peer = peer
         self._started = started
-        self._request_id = worker.next_request_id()
+        self._request_id = peer.request_id or worker.next_request_id()
         self._step = _CONNECTING
         # Whether the request's end has come from the client.
         self._whole = fields.length <= 0 and not fields.chunked
@@ -423,7 +426,7 @@ class Exchange:
         block = forwarding.request_block(
             head,
             host=forwarding.host_for(upstream.policy.host, head.fields.host, endpoint.address),
-            client=self._client.address_octets,
+            peer=self._peer,
             via=worker.via,
             upgrade=self.upgrade,
         )
@@ -453,15 +456,17 @@ class Exchange:
         answer = self._judge(failure, [end for _, _, end in self._tries])
         if answer is Answer.NO:
             return False
-        if answer is Answer.YES and not self._retrying:
+        if answer is Answer.YES and self._written and not self._retrying:
             self._retrying = True
             upstream.budget.retrying += 1
-        self._worker.view[endpoint.retries[ERROR_KINDS[failure]]] += 1
-        self._written = False
         tried = [*self._tried, endpoint]
+        other = upstream.pick(tried, self._key, now)
+        if other is None and answer is Answer.ELSEWHERE:
+            return False
         if failure is not Failure.STALE:
             self._tried = tried  # A stale connection says nothing of its backend.
-        other = upstream.pick(tried, self._key, now)
+        self._worker.view[endpoint.retries[ERROR_KINDS[failure]]] += 1
+        self._written = False
         if other is not None or failure is Failure.STALE:
             upstream.take(other or endpoint)
             self._use(other or endpoint, now, fresh=failure is Failure.STALE)
@@ -484,7 +489,8 @@ class Exchange:
             replayable=self._replayable,
             begun=self._bytes_out > 0,
         )
-        if answer is Answer.YES and not self._retrying:
+        # The budget is for repeated work: what was never sent is none.
+        if answer is Answer.YES and self._written and not self._retrying:
             return Answer.YES if upstream.budget.allows(upstream.active) else Answer.NO
         return answer
 
@@ -609,7 +615,7 @@ class Exchange:
                 worker.wall_offset + now,
                 self._request_id,
                 self._client.listener,
-                self._client.address,
+                self._peer.address,
                 self.method,
                 self._head.fields.host or b"",
                 self._head.target,

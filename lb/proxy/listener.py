@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
+import struct
 from contextlib import suppress
 from time import monotonic
 from typing import Final
@@ -56,7 +58,9 @@ class Listeners:
         if found is None:
             return
         server, sock = found
+        _let_nobody_in(sock)
         server.close()
+        await asyncio.sleep(0)  # Handshakes that have begun end in the queue.
         await self._accept_rest(address, sock)
         sock.close()
         if not any(served == address for served, _ in self._servers):
@@ -91,3 +95,31 @@ class Listeners:
                 await self._loop.connect_accepted_socket(  # type: ignore[type-var]
                     lambda: self._switchboard.accept(address), accepted
                 )
+
+
+# Drops what opens a connection: a TCP segment with SYN and without ACK. See `_let_nobody_in`.
+_NO_SYN: Final = (
+    (0x30, 0, 0, 13),  # load the octet of flags
+    (0x54, 0, 0, 0x12),  # of these, SYN and ACK
+    (0x15, 0, 1, 0x02),  # SYN alone?
+    (0x06, 0, 0, 0),  # drop
+    (0x06, 0, 0, 0xFFFFFFFF),  # pass
+)
+_SO_ATTACH_FILTER: Final = 26
+
+
+def _let_nobody_in(sock: socket.socket) -> None:
+    """
+    Have the kernel drop who knocks from now on, as if the packet were lost.
+
+    Closing resets all who are in the queue, and between our last accept and the close somebody
+    may get in. Dropped, a client knocks again a second later, and is refused in good order.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
+    sock.setsockopt(
+        socket.SOL_SOCKET,
+        _SO_ATTACH_FILTER,
+        struct.pack("HP", len(_NO_SYN), ctypes.addressof(program)),
+    )

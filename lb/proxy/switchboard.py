@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 from lb.errors import ClientError
 from lb.http1.forwarding import COUNTS_HOPS, loops
 from lb.http1.head import RequestFields, RequestHead, cookie_value, field_values, split_absolute
+from lb.http1.peers import Peer, Trust, behind
 from lb.http1.replies import Reply
 from lb.metrics import Meters
 from lb.model import Endpoint, Health, Listener, Plans, Route, Upstream
@@ -63,8 +65,10 @@ class Switchboard:
         self._rng = rng
         self._node = ""
         self._listeners: dict[str, Listener] = {}
-        self._by_address: dict[str, str] = {}
+        self._by_address: dict[str, str] = {}  # those that are leaving included
+        self._present: dict[str, str] = {}
         self._router = Router((), (), ())
+        self._trust: dict[str, Trust] = {}
         self._direct: dict[str, Direct] = {}
         self._upstreams: dict[str, LiveUpstream] = {}
         self._departed: list[LiveUpstream] = []
@@ -135,7 +139,7 @@ class Switchboard:
         """Make the protocol of a client that connected to `address`."""
         plan = self.plan_of(address) or Listener("", (address,))
         client = ClientConnection(self, plan, address)
-        client.draining = not plan.name  # nobody's address any more
+        client.draining = address not in self._present
         door = client.door = self._door(plan.name)
         client.refused = door.open >= -(-plan.limits.connections // self.workers)
         if client.refused:
@@ -179,10 +183,11 @@ class Switchboard:
             and target != direct.ready_path
         ):
             upstream = direct.upstream
+            peer = self._peer(client, fields)
             client.exchange = exchange = Exchange(
-                self.worker, direct.plan, upstream, client, head, started
+                self.worker, direct.plan, upstream, client, peer, head, started
             )
-            exchange.start(self._key(direct.by, client, target, fields) if direct.by else b"")
+            exchange.start(self._key(direct.by, peer, target, fields) if direct.by else b"")
         else:
             self._open_by_route(client, head, started)
 
@@ -201,27 +206,32 @@ class Switchboard:
             authority, path = split_absolute(path)
             head = head.with_authority(authority, path)
         fields = head.fields
+        peer = self._peer(client, fields)
         host = fields.host or b""
         listener = client.plan
         match = self._route(listener.name, method, host, path, fields)
         route, upstream_name = match.route, match.upstream
         if route is not None and route.split:
-            upstream_name = pick_share(route, self._key(route.split_by, client, path, fields))
+            upstream_name = pick_share(route, self._key(route.split_by, peer, path, fields))
         upstream = self._upstreams.get(upstream_name) if upstream_name else None
         plan = self._plan(listener.name, route, upstream_name or "")
-        client.exchange = exchange = Exchange(self.worker, plan, upstream, client, head, started)
+        client.exchange = exchange = Exchange(
+            self.worker, plan, upstream, client, peer, head, started
+        )
         if listener.ready_path and path.decode() == listener.ready_path:
             exchange.answer(self._readiness())
         elif upstream is not None:
             by = _hash_key(upstream.policy)
-            exchange.start(self._key(by, client, path, fields) if by else b"")
+            exchange.start(self._key(by, peer, path, fields) if by else b"")
         else:
             exchange.answer(self._own_reply(match))
 
     def _answer_as_last(self, client: ClientConnection, head: RequestHead, started: float) -> None:
         """Answer a request that asked to go no further (RFC 9110 7.6.2)."""
         plan = self._plan(client.plan.name, None, "")
-        client.exchange = exchange = Exchange(self.worker, plan, None, client, head, started)
+        client.exchange = exchange = Exchange(
+            self.worker, plan, None, client, client.peer, head, started
+        )
         if head.method == b"OPTIONS":
             exchange.answer(Reply(200, "ok", body=""))
         else:
@@ -237,7 +247,7 @@ class Switchboard:
             line = octets[:256].split(b"\r\n", 1)[0]
             log.append(
                 (self.worker.wall_offset + self._loop.time(), self.worker.next_request_id(),
-                 client.plan.name, client.address, b"", b"", line, 1, reply.status, 0.0, None,
+                 client.plan.name, client.peer.address, b"", b"", line, 1, reply.status, 0.0, None,
                  None, len(octets), len(data), "", "", "", (), False, reply.end, b"")
             )  # fmt: skip
         return data
@@ -258,9 +268,14 @@ class Switchboard:
             name = name.partition(":")[0]
         return self._router.route(listener, name, plain, method.decode("ascii"), values)
 
-    def _key(
-        self, by: str, client: ClientConnection, target: bytes, fields: RequestFields
-    ) -> bytes:
+    def _peer(self, client: ClientConnection, fields: RequestFields) -> Peer:
+        """Return whom a request comes from."""
+        trust = self._trust.get(client.plan.name)
+        if trust is None or not trust.trusts(client.peer.address):
+            return client.peer
+        return behind(fields.block, client.peer, trust)
+
+    def _key(self, by: str, peer: Peer, target: bytes, fields: RequestFields) -> bytes:
         """Return the octets that `split_by` or `hash_key` names."""
         kind, _, name = by.partition(":")
         if kind == "header":
@@ -269,7 +284,7 @@ class Switchboard:
             return cookie_value(fields.block, name.encode()) or b""
         if kind == "path":
             return target.split(b"?", 1)[0]
-        return client.address_octets
+        return peer.address.encode()
 
     def _own_reply(self, match: Match) -> Reply:
         respond = match.route.respond if match.route is not None else None
@@ -295,12 +310,9 @@ class Switchboard:
         self._policies = plans
         self._node = plans.node
         self.worker.via = plans.via.encode()
-        self._listeners = {listener.name: listener for listener in plans.listeners}
-        self._by_address = {
-            address: listener.name for listener in plans.listeners for address in listener.addresses
-        }
         names = {upstream.name for upstream in plans.upstreams}
-        self._router = Router(plans.routes, plans.listeners, names)
+        self._install_listeners(plans.listeners, names)
+        self._router = Router(plans.routes, tuple(self._listeners.values()), names)
         for name in self._upstreams.keys() - names:
             gone = self._upstreams.pop(name)
             gone.leave()
@@ -311,8 +323,32 @@ class Switchboard:
             )
         self._plans.clear()  # running exchanges hold on to theirs
         for client in self.clients:
-            client.plan = self._listeners.get(client.plan.name, client.plan)
+            client.plan = self.plan_of(client.came_to) or client.plan
         self._change_log(plans)
+
+    def _install_listeners(self, listeners: Sequence[Listener], upstreams: set[str]) -> None:
+        """
+        Take up listeners. Whoever came to one that is gone now, or waits in its queue, is still
+        answered: by the listener of that name, or by what the last one said.
+        """
+        before = self._listeners
+        in_use = {client.plan.name for client in self.clients} | set(self._present.values())
+        self._present = {
+            address: listener.name for listener in listeners for address in listener.addresses
+        }
+        self._listeners = {listener.name: listener for listener in listeners}
+        for name in before.keys() & in_use - self._listeners.keys():
+            gone = before[name]
+            known = gone.upstream if gone.upstream in upstreams else None
+            self._listeners[name] = replace(gone, upstream=known)
+        self._by_address = {
+            address: name for address, name in self._by_address.items() if name in self._listeners
+        } | self._present
+        self._trust = {
+            name: Trust(listener.trusted_proxies)
+            for name, listener in self._listeners.items()
+            if listener.trusted_proxies
+        }
 
     def _direct_ways(self) -> Iterator[tuple[str, Direct]]:
         for listener in self._listeners.values():

@@ -23,7 +23,6 @@ from lb.proxy.plan import Slots
 from lb.proxy.pool import Pool
 from lb.retry import RetryBudget
 
-
 QUEUE_MAX: Final = 100_000  # requests that wait, whatever the file says
 
 

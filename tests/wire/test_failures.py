@@ -102,6 +102,14 @@ def test_refused_backend_costs_no_request() -> None:
     assert len(origin.requests) == 12
 
 
+def test_all_but_one_refuse_and_nobody_notices() -> None:
+    gone = [Endpoint(f"gone{n}", refused_address()) for n in range(5)]
+    with Origin(answering(response())) as origin, Proxy([*gone, origin]) as proxy:
+        answers = [proxy.talk(GET_CLOSE)[:12] for _ in range(12)]
+
+    assert set(answers) == {b"HTTP/1.1 200"}
+
+
 def test_all_backends_refuse() -> None:
     gone = Endpoint("gone", refused_address())
     with Proxy([gone]) as proxy:

@@ -361,3 +361,24 @@ def test_edition_swap_keeps_connections_and_serves_by_the_new_one() -> None:
         sock.sendall(GET)
         assert read_response(sock)[1] == b"two"
         until(lambda: one.connections[0].sock.fileno() == -1, "the old backend's idle one closing")
+
+
+def test_a_trusted_proxy_names_its_client_and_nobody_else_does() -> None:
+    listener = Listener("web", ("127.0.0.1:0",), upstream="app", trusted_proxies=("127.0.0.0/8",))
+    claims = (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.5"
+        b"\r\nX-Forwarded-Proto: https\r\nX-Request-ID: abc\r\n\r\n"
+    )
+    with Origin(answering(response())) as origin:
+        with Proxy([origin], listener=listener) as proxy:
+            proxy.talk(claims)
+        with Proxy([origin]) as proxy:
+            proxy.talk(claims)
+
+    believed, dropped = origin.requests
+    assert b"\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.5, 127.0.0.1\r\n" in believed
+    assert b"\r\nX-Forwarded-Proto: https\r\n" in believed
+    assert b"\r\nX-Request-ID: abc\r\n" in believed
+    assert b"\r\nX-Forwarded-For: 127.0.0.1\r\n" in dropped
+    assert b"6.6.6.6" not in dropped
+    assert b"abc" not in dropped
