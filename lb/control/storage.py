@@ -200,20 +200,7 @@ class Storage:
         with self._latched():
             if self._files.exists(unfinished):
                 self._files.unlink(unfinished)
-            try:
-                handle = self._files.open(unfinished, create=True)
-                handle.preallocate(len(data))
-                for at in range(0, len(data), WRITE_BYTES_MAX):
-                    handle.pwrite(data[at : at + WRITE_BYTES_MAX], at)
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
-                self.full = True
-                if self._files.exists(unfinished):
-                    self._files.unlink(unfinished)
-                raise DiskFullError(f"no room for the snapshot {file}", "free disk space") from None
-            self._sync(handle)
-            handle.close()
+            self._write_new(unfinished, data)
             self._files.rename(unfinished, file)
             self._sync_directory()
 
@@ -394,6 +381,23 @@ class Storage:
 
     # --- Snapshots ----------------------------------------------------------------------------
 
+    def _write_new(self, path: str, data: bytes) -> None:
+        """Make a file and be sure of it; DiskFullError, and no file, if there is no room."""
+        file = self._files.open(path, create=True)
+        try:
+            file.preallocate(len(data))
+            for at in range(0, len(data), WRITE_BYTES_MAX):
+                file.pwrite(data[at : at + WRITE_BYTES_MAX], at)
+        except OSError as error:
+            file.close()
+            if error.errno not in NO_ROOM:
+                raise
+            self._files.unlink(path)
+            self.full = True
+            raise DiskFullError(f"there is no room for {path}", "free disk space") from None
+        self._sync(file)
+        file.close()
+
     def _prune_snapshots(self) -> None:
         """Remove all but the newest that count. What a power cut brings back goes at the start."""
         with self._latched():
@@ -410,10 +414,10 @@ class Storage:
         """Say what keeps a member from starting, and leave nothing open then."""
         try:
             yield
-        except OSError as error:
+        except (OSError, StorageFailedError) as error:
             self.close()
             raise StartError(
-                f"the log in {self.path} cannot be used: {error.strerror}",
+                f"the log in {self.path} cannot be used: {error}",
                 "make room, or make the directory writable for this user",
             ) from error
         except BaseException:

@@ -29,7 +29,8 @@ class PowerCut(BaseException):
 class Contents:
     """A file's bytes, written and sure. It outlives its names, like an inode."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str) -> None:
+        self.path = path  # By which it was last seen.
         self.written = bytearray()
         self.sure = bytearray()
         self.dirty: set[int] = set()  # Sectors written and not synced.
@@ -112,10 +113,9 @@ def apply_step(names: dict[str, Contents], step: dict[str, Contents | None]) -> 
 class FakeFile:
     """A handle; of no use once the power was cut."""
 
-    def __init__(self, disk: FakeDisk, contents: Contents, path: str) -> None:
+    def __init__(self, disk: FakeDisk, contents: Contents) -> None:
         self._disk = disk
         self._contents = contents
-        self._path = path
         self._boot = disk.boot
 
     def pwrite(self, data: bytes, offset: int) -> None:
@@ -142,13 +142,13 @@ class FakeFile:
         self._disk.spend("preallocate", 0)
 
     def close(self) -> None:
-        if self._disk.locks.get(self._path) is self:
-            del self._disk.locks[self._path]
+        if self._disk.locks.get(self._contents.path) is self:
+            del self._disk.locks[self._contents.path]
         self._boot = -1
 
     def _use(self, call: str) -> None:
         assert self._boot == self._disk.boot, "a file that was closed, or opened before a crash"
-        self._disk.enter(call, self._path)
+        self._disk.enter(call, self._contents.path)
 
 
 class FakeDisk:
@@ -177,8 +177,8 @@ class FakeDisk:
             self.enter("create", path)
             if name in folder.seen:
                 raise FileExistsError(errno.EEXIST, "exists", path)
-            folder.change({name: Contents()})
-        return FakeFile(self, self._find(path), path)
+            folder.change({name: Contents(path)})
+        return FakeFile(self, self._find(path))
 
     def read(self, path: str) -> bytes:
         if self.fault is not None and (code := self.fault("read", path)):
@@ -206,6 +206,7 @@ class FakeDisk:
         contents = self._find(source)
         assert os.path.dirname(source) == os.path.dirname(target), "one directory is enough"
         folder.change({name: None, os.path.basename(target): contents})
+        contents.path = target
 
     def unlink(self, path: str) -> None:
         self.enter("unlink", path)
@@ -223,8 +224,8 @@ class FakeDisk:
         if path in self.locks:
             raise BlockingIOError(errno.EAGAIN, "locked", path)
         if name not in folder.seen:
-            folder.change({name: Contents()})
-        self.locks[path] = FakeFile(self, self._find(path), path)
+            folder.change({name: Contents(path)})
+        self.locks[path] = FakeFile(self, self._find(path))
         return self.locks[path]
 
     # --- What a test does ---------------------------------------------------------------------
@@ -270,7 +271,7 @@ class FakeDisk:
     def put(self, path: str, data: bytes) -> None:
         """Have a file with these contents, surely."""
         folder, name = self._place(path)
-        contents = Contents()
+        contents = Contents(path)
         contents.write(data, 0)
         contents.sync()
         folder.seen[name] = folder.sure[name] = contents
