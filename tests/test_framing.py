@@ -33,7 +33,7 @@ def read(body: BodyReader, octets: bytes, cuts: list[int]) -> tuple[bytes, bytes
         piece, rest = body.take(octets[start:end])
         payload += piece
         if rest is not None:
-            return payload, rest + octets[end:]
+            return payload, bytes(rest) + octets[end:]
     return payload, None
 
 

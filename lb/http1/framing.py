@@ -26,6 +26,9 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?")
 _TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t -~\x80-\xff]*")
 
 
+Octets = bytes | memoryview  # views spare big bodies a copy
+
+
 class FramingError(Exception):
     """The octets received cannot be part of the body that was announced."""
 
@@ -35,7 +38,7 @@ class BodyReader(Protocol):
 
     open_ended: bool
 
-    def take(self, data: bytes) -> tuple[bytes, bytes | None]:
+    def take(self, data: Octets) -> tuple[Octets, Octets | None]:
         """Return the body's octets in `data`, and what follows it or None. FramingError."""
         ...
 
@@ -49,7 +52,7 @@ class LengthBody:
     def __init__(self, length: int) -> None:
         self.left = length
 
-    def take(self, data: bytes) -> tuple[bytes, bytes | None]:
+    def take(self, data: Octets) -> tuple[Octets, Octets | None]:
         """See `BodyReader`."""
         left = self.left
         size = len(data)
@@ -68,7 +71,7 @@ class CloseBody:
     __slots__ = ()
     open_ended = True
 
-    def take(self, data: bytes) -> tuple[bytes, bytes | None]:
+    def take(self, data: Octets) -> tuple[Octets, Octets | None]:
         """See `BodyReader`."""
         return data, None
 
@@ -90,8 +93,10 @@ class ChunkedBody:
         self._want = _SIZE
         self._trailer_bytes = 0
 
-    def take(self, data: bytes) -> tuple[bytes, bytes | None]:
+    def take(self, data: Octets) -> tuple[Octets, Octets | None]:
         """See `BodyReader`."""
+        if not isinstance(data, bytes):
+            data = bytes(data)
         if self._held:
             data = self._held + data
             self._held = b""
@@ -176,9 +181,9 @@ def response_body(method: bytes, status: int, fields: ResponseFields) -> BodyRea
     return None
 
 
-def chunk(payload: bytes) -> bytes:
+def chunk(payload: Octets) -> bytes:
     """Return `payload` as one chunk in canonical form."""
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
+    return b"".join((b"%x\r\n" % len(payload), payload, b"\r\n"))
 
 
 LAST_CHUNK: Final = b"0\r\n\r\n"

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from lb.errors import BackendError
-from lb.http1.framing import BodyReader, CloseBody, FramingError, response_body
+from lb.http1.framing import BodyReader, CloseBody, FramingError, Octets, response_body
 from lb.http1.head import (
     END_OF_HEAD,
     REPLY_HEAD_BYTES_MAX,
@@ -29,6 +29,7 @@ from lb.retry import Failure
 INTERIM_RESPONSES_MAX: Final = 16  # 1xx heads before a final one
 WRITE_HIGH: Final = 64 * 1024
 WRITE_LOW: Final = 32 * 1024
+COPIED_BYTES_MAX: Final = 8 * 1024  # up to here a slice costs less than a view
 HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
 LAST_WORDS_BYTES_MAX: Final = 128 * 1024  # of a response, read after the connection was reset
 
@@ -61,12 +62,12 @@ class Asker(Protocol):
         ...
 
     def response_started(
-        self, head: ResponseHead, body: BodyReader | None, payload: bytes, now: float
+        self, head: ResponseHead, body: BodyReader | None, payload: Octets, now: float
     ) -> None:
         """Take a final response's head and what came of its body with it; not its end."""
         ...
 
-    def response_continued(self, payload: bytes) -> None:
+    def response_continued(self, payload: Octets) -> None:
         """Take more of the body; not its end."""
         ...
 
@@ -321,9 +322,10 @@ class BackendConnection:
         if head.status < 200:
             self._take_interim(asker, head, data[size:])
         else:
-            self._take_final(asker, head, data[size:])
+            big = len(data) - size > COPIED_BYTES_MAX
+            self._take_final(asker, head, memoryview(data)[size:] if big else data[size:])
 
-    def _take_final(self, asker: Asker, head: ResponseHead, rest: bytes) -> None:
+    def _take_final(self, asker: Asker, head: ResponseHead, rest: Octets) -> None:
         fields = head.fields
         self.idle_hint = fields.keep_alive
         if fields.close or (not head.minor and (fields.chunked or not fields.persists)):
@@ -380,7 +382,7 @@ class BackendConnection:
         if rest is not None:
             self._end(rest, now)
 
-    def _end(self, rest: bytes, now: float) -> None:
+    def _end(self, rest: Octets, now: float) -> None:
         """The response is whole: hand the connection back."""
         asker = self._asker
         if asker is None:

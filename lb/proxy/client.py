@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from lb.http1.framing import Octets
+
 
 class Client(Protocol):
     """The client connection, as its exchange sees it."""
@@ -20,8 +22,12 @@ class Client(Protocol):
         """Whether the connection may carry another request after this one."""
         ...
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: Octets) -> None:
         """Send octets of the response."""
+        ...
+
+    def write_all(self, pieces: list[Octets]) -> None:
+        """Send several pieces at once."""
         ...
 
     def hold(self) -> None:

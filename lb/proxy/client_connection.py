@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Final, Protocol
 
 from lb.errors import ClientError
-from lb.http1.framing import BodyReader, CloseBody, FramingError, request_body
+from lb.http1.framing import BodyReader, CloseBody, FramingError, Octets, request_body
 from lb.http1.head import (
     END_OF_HEAD,
     RequestHead,
@@ -122,6 +122,7 @@ class ClientConnection:
         "plan",
         "refused",
         "write",
+        "write_all",
     )
 
     door: Door
@@ -166,7 +167,8 @@ class ClientConnection:
         if self._phase is _CLOSED:  # `kill` came first.
             transport.abort()
             return
-        self.write: Callable[[bytes], None] = transport.write
+        self.write: Callable[[Octets], None] = transport.write
+        self.write_all: Callable[[list[Octets]], None] = transport.writelines
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         peer = transport.get_extra_info("peername")
         # A socket for both families names an IPv4 client as ::ffff:192.0.2.1.
@@ -418,10 +420,10 @@ class ClientConnection:
         if rest is not None:
             self._phase = _AHEAD
             self.deadline = NEVER
-            self._buffer = rest
+            self._buffer = bytes(rest)
             if rest:
                 self._transport.pause_reading()
-        exchange.request_data(payload, whole=rest is not None)
+        exchange.request_data(bytes(payload), whole=rest is not None)
 
     def _refuse(self, reply: Reply, octets: bytes = b"") -> None:
         """Answer what is no request of ours to pass on, and part."""

@@ -24,7 +24,7 @@ from typing import Final
 from lb.errors import OurError
 from lb.http1 import forwarding
 from lb.http1.forwarding import CHUNKED, IDEMPOTENT
-from lb.http1.framing import LAST_CHUNK, BodyReader, chunk
+from lb.http1.framing import LAST_CHUNK, BodyReader, Octets, chunk
 from lb.http1.head import RequestHead, ResponseHead
 from lb.http1.peers import Peer
 from lb.http1.replies import Reply, no_backend
@@ -48,7 +48,7 @@ from lb.retry import (
 )
 
 ERROR_SECONDS: Final = 10.0  # what a failed try counts as, where latency decides
-JOIN_BYTES_MAX: Final = 16 * 1024  # up to here one write of a copy beats two writes
+JOIN_BYTES_MAX: Final = 8 * 1024  # up to here a copy beats a list of pieces
 
 
 class Step(Enum):
@@ -292,7 +292,7 @@ class Exchange:
             self.response_continued(payload)
 
     def response_started(
-        self, head: ResponseHead, body: BodyReader | None, payload: bytes, now: float
+        self, head: ResponseHead, body: BodyReader | None, payload: Octets, now: float
     ) -> None:
         """Take a response's head, and what came of its body with it."""
         assert self._upstream is not None, "see start"
@@ -322,20 +322,21 @@ class Exchange:
             if self._chunking:
                 payload = chunk(payload)
             if len(payload) > JOIN_BYTES_MAX:
-                self._bytes_out += len(data)
-                self._client.write(data)
-                data = payload
+                self._bytes_out += len(data) + len(payload)
+                self._client.write_all([data, payload])
+                data = b""
             else:
                 data += payload
-        self._bytes_out += len(data)
-        self._client.write(data)
+        if data:
+            self._bytes_out += len(data)
+            self._client.write(data)
         if self._client.clogged:
             self.pause_response()
 
-    def response_continued(self, payload: bytes) -> None:
+    def response_continued(self, payload: Octets) -> None:
         """Take more of the response's body."""
         if self._tunnel is not None:
-            self._tunnel.from_backend(payload)
+            self._tunnel.from_backend(bytes(payload))
             self.deadline = monotonic() + self._tunnel.idle_s
         if self._chunking:
             payload = chunk(payload)
