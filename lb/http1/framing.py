@@ -95,11 +95,8 @@ class ChunkedBody:
 
     def take(self, data: Octets) -> tuple[Octets, Octets | None]:
         """See `BodyReader`."""
-        if not isinstance(data, bytes):
-            data = bytes(data)
-        if self._held:
-            data = self._held + data
-            self._held = b""
+        data = self._held + bytes(data)
+        self._held = b""
         pieces: list[bytes] = []
         at = 0
         size = len(data)
