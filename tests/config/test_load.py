@@ -134,7 +134,7 @@ listener.web.proxy_protocol listener.web.plugins
 listener.web.limits.per_client listener.web.limits.body_rate
 route.api.plugins
 upstream.app.outlier upstream.app.slow_start upstream.app.tls
-upstream.app.send_proxy 
+upstream.app.send_proxy
 """
 
 
