@@ -34,7 +34,7 @@ FORMAT = 1
 CRC32C = 1  # The kind of checksum, in a segment's header. There is no other yet.
 
 SEGMENT_MAGIC = b"accrdwal"
-FRAME_MAGIC = 0x6D617266  # "fram"
+FRAME_MAGIC = int.from_bytes(b"lbfr", "little")
 
 # magic, format, checksum kind, size, group, member, number, first frame's seq, first index,
 # checksum of the last frame of the segment before
