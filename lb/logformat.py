@@ -50,6 +50,7 @@ Record = tuple[
     bool,  # reused
     str,  # end
     bytes,  # the client's header fields, or nothing
+    bytes,  # http or https
 ]
 
 HIDDEN = b"***"
@@ -154,7 +155,7 @@ class JsonFormat:
             (
                 ended, request_id, listener, client, method, host, target, minor, status, seconds,
                 connect, first_byte, bytes_in, bytes_out, route, upstream, backend, tries, reused,
-                end, _,
+                end, _, scheme,
             ) = record  # fmt: skip
             if len(tries) != 1:
                 lines.append(self._careful_line(record))
@@ -175,6 +176,7 @@ class JsonFormat:
                     self._origins.get(listener) or self._lay_out_origin(listener),
                     client.encode(),
                     method,
+                    scheme,
                     host,
                     path,
                     HIDDEN if hides_query and query else query,
@@ -219,7 +221,7 @@ class JsonFormat:
 
 
 QUICK_LINE = (
-    b'{"ts":"%b%03dZ","id":"%b",%b,"client":"%b","method":"%b","scheme":"http","host":"%b",'
+    b'{"ts":"%b%03dZ","id":"%b",%b,"client":"%b","method":"%b","scheme":"%b","host":"%b",'
     b'"path":"%b","query":"%b","proto":"HTTP/1.%d","status":%d,"ms":%.3f,"connect_ms":%b,'
     b'"first_byte_ms":%b,"bytes_in":%d,"bytes_out":%d,%b%.3f%b'
 )
@@ -376,7 +378,7 @@ FIELDS: dict[str, Callable[[Record], Any]] = {
     "listener": lambda r: r[2],
     "client": lambda r: r[3],
     "method": lambda r: _ascii(r[4]),
-    "scheme": lambda _: "http",
+    "scheme": lambda r: _ascii(r[21]),
     "host": lambda r: _ascii(r[5]),
     "path": lambda r: _ascii(r[6].partition(b"?")[0]),
     "query": lambda r: _ascii(r[6].partition(b"?")[2]),
@@ -433,7 +435,7 @@ def _cut(record: Record, longest: int) -> Record:
     return (
         record[0], cut(record[1]), *record[2:4], cut(record[4]), cut(record[5]),
         cut(path) + mark + cut(query), *record[7:17], record[17][-CUT_TRIES_MAX:], *record[18:20],
-        head,
+        head, record[21],
     )  # fmt: skip
 
 

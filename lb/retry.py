@@ -99,6 +99,7 @@ def judge(
 ERROR_KINDS: Final = {
     Failure.REFUSED: "connect",
     Failure.CONNECT_TIMEOUT: "connect",
+    Failure.TLS: "tls",
     Failure.STALE: "reset",
     Failure.RESET: "reset",
     Failure.CLOSED: "reset",

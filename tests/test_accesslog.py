@@ -56,6 +56,7 @@ def record(**changes: Any) -> Record:
         "reused": True,
         "end": "ok",
         "head": HEAD,
+        "scheme": b"http",
     }
     assert fields.keys() >= changes.keys()
     values: Any = tuple((fields | changes).values())

@@ -53,6 +53,8 @@ def request_block(
     asked = peer.host or fields.host
     if asked:
         parts += [b"\r\nX-Forwarded-Host: ", asked]
+    if peer.subject:
+        parts += [b"\r\nX-Client-Cert-Subject: ", peer.subject]
     before = fields.via + b", " if fields.via else b""
     parts += [b"\r\nVia: ", before, b"1.1 ", via, b"\r\n\r\n"]
     fields.memo_key = key

@@ -62,6 +62,7 @@ HOP_BY_HOP: Final = frozenset(
 _OURS: Final = frozenset(
     {
         b"forwarded",
+        b"x-client-cert-subject",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-port",

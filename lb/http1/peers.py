@@ -33,6 +33,7 @@ class Peer:
 
     `address` is the client's, for logs and balancing; `chain` is what X-Forwarded-For says to
     the backend. `host` and `request_id` are what a trusted proxy said, None where none did.
+    `subject` is whose certificate the other end of the connection showed, b"" for none.
     """
 
     address: str
@@ -40,11 +41,13 @@ class Peer:
     proto: bytes = b"http"
     host: bytes | None = None
     request_id: bytes | None = None
+    subject: bytes = b""
 
 
-def direct(address: str, proto: bytes = b"http") -> Peer:
+def direct(address: str, proto: bytes = b"http", subject: bytes = b"") -> Peer:
     """Return the peer that a connection itself has."""
-    return Peer(address, b"unknown" if address == UNIX else address.encode(), proto)
+    chain = b"unknown" if address == UNIX else address.encode()
+    return Peer(address, chain, proto, subject=subject)
 
 
 class Trust:
@@ -96,6 +99,7 @@ def behind(block: bytes, peer: Peer, trust: Trust) -> Peer:
         _one(block, b"x-forwarded-proto", _PROTO) or peer.proto,
         _one(block, b"x-forwarded-host", _HOST),
         _one(block, b"x-request-id", _REQUEST_ID),
+        peer.subject,
     )
 
 

@@ -210,7 +210,19 @@ class BackendConnection:
         The kernel is asked too (0.3 us): octets or an end that came in this turn of the loop
         would else be taken for the answer to what we are about to send (RFC 9112 9.2).
         """
-        return self._phase is _IDLE and now < self.deadline and not self._poll.poll(0)
+        return (
+            self._phase is _IDLE
+            and now < self.deadline
+            and (not self._poll.poll(0) or self._got_nothing())
+        )
+
+    def _got_nothing(self) -> bool:
+        """Whether what came was for TLS alone: a backend sends tickets when it likes."""
+        tls = self._transport.get_extra_info("tls")
+        if tls is None:
+            return False
+        tls.look()
+        return self._phase is _IDLE and not self.closed and not self._poll.poll(0)
 
     @property
     def closed(self) -> bool:
@@ -404,6 +416,8 @@ class BackendConnection:
         our failed write then comes before its answer has been read.
         """
         self.expires = 0.0
+        if self._transport.get_extra_info("tls") is not None:
+            return  # What was to be read there has been read by TLS.
         with socket.socket(
             fileno=os.dup(self._transport.get_extra_info("socket").fileno())
         ) as sock:

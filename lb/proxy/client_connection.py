@@ -173,7 +173,8 @@ class ClientConnection:
         peer = transport.get_extra_info("peername")
         # A socket for both families names an IPv4 client as ::ffff:192.0.2.1.
         address = peer[0].removeprefix("::ffff:") if isinstance(peer, tuple) else UNIX
-        self.peer = direct(address)
+        tls = transport.get_extra_info("tls")
+        self.peer = direct(address) if tls is None else direct(address, b"https", tls.subject)
         self.deadline = monotonic() + self.plan.timeouts.idle
         self._desk.worker.deadlines.watch(self)
         if self.refused and self.door.turned_away > TURNED_AWAY_MAX:

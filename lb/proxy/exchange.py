@@ -426,7 +426,7 @@ class Exchange:
         head, worker = self._head, self._worker
         block = forwarding.request_block(
             head,
-            host=forwarding.host_for(upstream.policy.host, head.fields.host, endpoint.address),
+            host=forwarding.host_for(upstream.policy.host, head.fields.host, endpoint.authority),
             peer=self._peer,
             via=worker.via,
             upgrade=self.upgrade,
@@ -634,6 +634,7 @@ class Exchange:
                 self._reused,
                 end,
                 self._head.octets if worker.log_wants_head else b"",
+                self._peer.proto,
             )
         )
         if len(log.records) >= FLUSH_LINES:

@@ -12,6 +12,7 @@ from typing import Final
 
 from lb.proxy.client_connection import ClientConnection
 from lb.proxy.switchboard import Switchboard
+from lb.proxy.tls import TlsTransport
 
 BACKLOG: Final = 4096
 DRAIN_POLL_S: Final = 0.05
@@ -37,7 +38,7 @@ class Listeners:
             return
         sock.setblocking(False)
 
-        def accept() -> ClientConnection:
+        def accept() -> ClientConnection | TlsTransport:
             return self._switchboard.accept(address)
 
         if sock.family == socket.AF_UNIX:

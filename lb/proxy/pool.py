@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
-from collections.abc import Callable
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import Final, Protocol
 
 from lb.errors import OurError
-from lb.model import Upstream
+from lb.model import HTTPS, Upstream
+from lb.proxy import tls
 from lb.proxy.backend_connection import BackendConnection
 from lb.proxy.deadlines import NEVER, Deadlines
 from lb.retry import Failure
+
+log = logging.getLogger(__name__)
 
 CONNECTS_MAX: Final = 1024  # connections being made to one endpoint at a time
 EXCHANGES_MAX: Final = 1000  # that one connection carries
 AGE_S: Final = 600.0
 AGE_JITTER: Final = 0.2  # so that a fleet does not reconnect as one
 IDLE_HINT_MAX_S: Final = 60.0
+TELL_AGAIN_S: Final = 60.0  # of the same trouble with TLS
 
 
 class Waiter(Protocol):
@@ -79,8 +85,12 @@ class Connecting:
             else:
                 waiter.connected(connection, monotonic() - self._started)
         else:
+            detail, failure = _in_words(error), Failure.REFUSED
+            if isinstance(error, tls.TlsError):
+                failure = Failure.TLS
+                self._pool.tell(detail)
             if waiter is not None:
-                waiter.connect_failed(Failure.REFUSED, _in_words(error))
+                waiter.connect_failed(failure, detail)
             if not isinstance(error, OSError):
                 raise OurError(f"connecting failed by our own fault: {error!r}") from error
 
@@ -103,6 +113,10 @@ class Pool:
         self._all: set[BackendConnection] = set()
         self._connecting: set[Connecting] = set()
         self._closing = False
+        self._context: ssl.SSLContext | None = None
+        self._name = ""
+        self._told = ""
+        self._tell_again = 0.0
         self.configure(Upstream(""))
 
     def configure(self, policy: Upstream) -> None:
@@ -113,6 +127,15 @@ class Pool:
         self._idle_max = policy.keepalive.idle_max
         self._idle_s = policy.keepalive.idle
         self._closing = False
+
+    def secure(self, context: ssl.SSLContext, name: str) -> None:
+        """Speak TLS, by this; what was agreed on by other terms carries nothing more."""
+        if context is not self._context or name != self._name:
+            self._context, self._name = context, name
+            while self._idle:
+                self._idle.pop().close()
+            for connection in self._all:
+                connection.expires = 0.0
 
     @property
     def idle_count(self) -> int:
@@ -173,12 +196,34 @@ class Pool:
     ) -> asyncio.Task[tuple[asyncio.Transport, BackendConnection]]:
         """Begin to connect; `make` makes the protocol."""
         loop, address = self._loop, self._address
+        if address.startswith(HTTPS):
+            return loop.create_task(self._dial_securely(make))
         if address.startswith("unix:"):
             return loop.create_task(loop.create_unix_connection(make, address[5:]))  # type: ignore[type-var]
         host, _, port = address.rpartition(":")
         return loop.create_task(
             loop.create_connection(make, host.strip("[]"), int(port))  # type: ignore[type-var]
         )
+
+    def _dial_securely(
+        self, make: Callable[[], BackendConnection]
+    ) -> Coroutine[None, None, tuple[asyncio.Transport, BackendConnection]]:
+        assert self._context is not None, "`secure` comes before the first connection"
+        host, _, port = self._address.removeprefix(HTTPS).rpartition(":")
+
+        def connect(protocol: Callable[[], tls.TlsTransport]) -> Awaitable[object]:
+            return self._loop.create_connection(  # type: ignore[type-var]
+                protocol, host.strip("[]"), int(port)
+            )
+
+        return tls.dial(connect, make, self._context, self._name)
+
+    def tell(self, trouble: str) -> None:
+        """Log what keeps us from a backend whose certificate or ours is not accepted."""
+        now = monotonic()
+        if trouble != self._told or now >= self._tell_again:
+            self._told, self._tell_again = trouble, now + TELL_AGAIN_S
+            log.warning("%s (expected: %s): %s", self._address, self._name, trouble)
 
     def dialled(self, connecting: Connecting) -> None:
         """Forget a connection that is no longer being made."""
@@ -204,6 +249,8 @@ class Pool:
 
 
 def _in_words(error: BaseException) -> str:
+    if isinstance(error, tls.TlsError):
+        return f"no TLS with the backend: {error}"
     if isinstance(error, ConnectionRefusedError):
         return "the backend refused the connection"
     if isinstance(error, socket.gaierror):

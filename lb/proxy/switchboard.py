@@ -24,6 +24,8 @@ from lb.proxy.accesslog import AccessLog
 from lb.proxy.client_connection import ClientConnection, Door
 from lb.proxy.exchange import Exchange
 from lb.proxy.plan import Plan, WorkerState
+from lb.proxy.tls import TlsTransport
+from lb.proxy.tls_contexts import ServerTls
 from lb.proxy.upstream import LiveUpstream
 from lb.routing import Kind, Match, Router, normalise, pick_share
 
@@ -69,6 +71,8 @@ class Switchboard:
         self._present: dict[str, str] = {}
         self._router = Router((), (), ())
         self._trust: dict[str, Trust] = {}
+        self._material: dict[str, bytes] = {}
+        self._tls: dict[str, ServerTls] = {}
         self._direct: dict[str, Direct] = {}
         self._upstreams: dict[str, LiveUpstream] = {}
         self._departed: list[LiveUpstream] = []
@@ -90,9 +94,16 @@ class Switchboard:
         plans: Plans | None,
         upstreams: dict[str, tuple[Endpoint, ...]] | None,
         verdicts: dict[str, dict[str, Health]] | None,
+        material: dict[str, bytes] | None = None,
     ) -> None:
-        """Serve by these from now on; None stands for what did not change."""
+        """
+        Serve by these from now on; None stands for what did not change.
+
+        `material` are the certificates and keys that plans name by digest.
+        """
         touched: set[str] = set()
+        if material is not None:
+            self._material = material
         if verdicts is not None:
             touched |= {name for name in verdicts.keys() | self._verdicts.keys()
                         if verdicts.get(name) != self._verdicts.get(name)}  # fmt: skip
@@ -112,6 +123,7 @@ class Switchboard:
                     policy,
                     self._endpoints.get(policy.name, ()),
                     self._verdicts.get(policy.name, {}),
+                    self._material,
                 )
         if plans is not None:
             self._direct = dict(self._direct_ways())
@@ -135,8 +147,8 @@ class Switchboard:
         """Return the listener that has `address` now, None if none has."""
         return self._listeners.get(self._by_address.get(address, ""))
 
-    def accept(self, address: str) -> ClientConnection:
-        """Make the protocol of a client that connected to `address`."""
+    def accept(self, address: str) -> ClientConnection | TlsTransport:
+        """Make the protocol of a client that connected to `address`, in TLS if that is due."""
         plan = self.plan_of(address) or Listener("", (address,))
         client = ClientConnection(self, plan, address)
         client.draining = address not in self._present
@@ -149,7 +161,8 @@ class Switchboard:
             door.open += 1
             self._meters.view[door.accepted] += 1
         self.clients.add(client)
-        return client
+        tls = self._tls.get(plan.name)
+        return client if tls is None else tls.wrap(client)
 
     # Called by client connections.
 
@@ -248,7 +261,8 @@ class Switchboard:
             log.append(
                 (self.worker.wall_offset + self._loop.time(), self.worker.next_request_id(),
                  client.plan.name, client.peer.address, b"", b"", line, 1, reply.status, 0.0, None,
-                 None, len(octets), len(data), "", "", "", (), False, reply.end, b"")
+                 None, len(octets), len(data), "", "", "", (), False, reply.end, b"",
+                 client.peer.proto)
             )  # fmt: skip
         return data
 
@@ -349,6 +363,17 @@ class Switchboard:
             for name, listener in self._listeners.items()
             if listener.trusted_proxies
         }
+        self._install_tls()
+
+    def _install_tls(self) -> None:
+        """Speak TLS where that is due; by what was loaded before, on listeners that are leaving."""
+        before, self._tls = self._tls, {}
+        for name, listener in self._listeners.items():
+            if listener.tls is not None:
+                tls = before.get(name) or ServerTls(self.worker, name)
+                if name in self._present.values():
+                    tls.adopt(listener.tls, self._material, listener.timeouts.header)
+                self._tls[name] = tls
 
     def _direct_ways(self) -> Iterator[tuple[str, Direct]]:
         for listener in self._listeners.values():

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from time import monotonic
 from typing import Final, Protocol
 
 from lb.balance import Balancer, make
 from lb.health import eligible
 from lb.metrics import Meters
-from lb.model import Endpoint, Health, State, Upstream
+from lb.model import Endpoint, Health, State, Upstream, UpstreamTls
 from lb.proxy.deadlines import NEVER, Deadlines
 from lb.proxy.plan import Slots
 from lb.proxy.pool import Pool
+from lb.proxy.tls_contexts import client_context
 from lb.retry import RetryBudget
 
 QUEUE_MAX: Final = 100_000  # requests that wait, whatever the file says
@@ -33,6 +35,7 @@ class LiveEndpoint:
         "_gauges",
         "_view",
         "address",
+        "authority",
         "backup",
         "classes",
         "errors",
@@ -79,6 +82,10 @@ class LiveEndpoint:
         self.weight = endpoint.weight
         self.state = endpoint.state
         self.backup = endpoint.backup
+        self.authority = endpoint.address  # as a Host
+        if endpoint.host:
+            port = endpoint.address.rpartition(":")[2]
+            self.authority = endpoint.host if port == "443" else f"{endpoint.host}:{port}"
 
     def show(self) -> None:
         """Write the gauges: at each tick, not at each request."""
@@ -153,11 +160,20 @@ class LiveUpstream:
         self._queue_length = meters.gauge("lb_queue_length", upstream=name)
         self._panic = meters.gauge("lb_upstream_panic", upstream=name)
         self.balancer: Balancer[LiveEndpoint] = make("round_robin", (), rng)
+        self._tls: tuple[UpstreamTls, ssl.SSLContext] | None = None
 
     def install(
-        self, policy: Upstream, endpoints: Sequence[Endpoint], verdicts: dict[str, Health]
+        self,
+        policy: Upstream,
+        endpoints: Sequence[Endpoint],
+        verdicts: Mapping[str, Health],
+        material: Mapping[str, bytes],
     ) -> None:
-        """Serve by these from the next pick on; positions, pools and counts are kept."""
+        """
+        Serve by these from the next pick on; positions, pools and counts are kept.
+
+        `material` has the certificates that `policy.tls` names.
+        """
         self.policy = policy
         self.budget.share = policy.retries.budget
         self._limit = -(-policy.limits.per_backend // self._workers)
@@ -168,6 +184,9 @@ class LiveUpstream:
         for endpoint in endpoints:
             live = self._adopt(before.pop((endpoint.key, endpoint.address), None), endpoint)
             live.pool.configure(policy)
+            if endpoint.host:
+                context = self._context(policy.tls, material)
+                live.pool.secure(context, policy.tls.name or endpoint.host)
             live.health = verdicts.get(endpoint.address, unknown) if policy.checked else unknown
             self._endpoints[endpoint.key, endpoint.address] = live
             if endpoint.state is not State.ACTIVE:
@@ -242,7 +261,7 @@ class LiveUpstream:
 
     def leave(self) -> None:
         """Be gone from the config: end when the last exchange does."""
-        self.install(self.policy, (), {})
+        self.install(self.policy, (), {}, {})
 
     def on_tick(self, now: float) -> list[LiveEndpoint]:
         """Show gauges; return endpoints whose last exchanges must be cut now."""
@@ -260,6 +279,12 @@ class LiveUpstream:
             if not live.in_flight and (live.key, live.address) not in self._endpoints:
                 self._leaving.discard(live)
         return overdue
+
+    def _context(self, policy: UpstreamTls, material: Mapping[str, bytes]) -> ssl.SSLContext:
+        """Return what its backends are spoken to by; another one only for other terms."""
+        if self._tls is None or self._tls[0] != policy:
+            self._tls = policy, client_context(policy, material)
+        return self._tls[1]
 
     def _adopt(self, live: LiveEndpoint | None, endpoint: Endpoint) -> LiveEndpoint:
         if live is None:

@@ -1,0 +1,211 @@
+"""
+What a handshake goes by: certificates, authorities, versions, who must show a certificate.
+
+A listener has one base context, and that alone decides what a client has to show, by which
+versions, and whose tickets are honoured: OpenSSL takes nothing but the certificate from the
+context that a name leads to. So no name gets around `client_auth`. The base stays as long as
+what it decides stays the same, or every new certificate would end all resumptions; a change
+of it counts from the next connection on.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+from collections.abc import Iterable, Mapping
+from time import monotonic
+from typing import Any, Final
+
+from lb.http1.replies import Reply
+from lb.model import CertificateRef, ListenerTls, UpstreamTls
+from lb.pem import load_pair
+from lb.proxy.plan import Slots, WorkerState
+from lb.proxy.tls import App, TlsTransport
+
+ALPN: Final = ["http/1.1"]
+PLAIN_HTTP: Final = "HTTP_REQUEST"  # OpenSSL's word for who speaks it to a TLS port
+_VERSIONS: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+_CLIENT_AUTH: Final = {
+    "none": ssl.CERT_NONE,
+    "request": ssl.CERT_OPTIONAL,
+    "require": ssl.CERT_REQUIRED,
+}
+_SPECIAL: Final = frozenset(',+"\\<>;=')
+_SHORT: Final = {  # RFC 4514 3
+    "commonName": "CN",
+    "localityName": "L",
+    "stateOrProvinceName": "ST",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "countryName": "C",
+    "streetAddress": "STREET",
+    "domainComponent": "DC",
+    "userId": "UID",
+}
+
+Material = Mapping[str, bytes]  # PEM by digest.
+
+
+class ServerTls:
+    """TLS on one listener, in one worker."""
+
+    def __init__(self, worker: WorkerState, listener: str) -> None:
+        self._worker = worker
+        self._policy: ListenerTls | None = None
+        self._base: ssl.SSLContext
+        self._default: ssl.SSLContext
+        self._by_name: dict[str, ssl.SSLContext] = {}
+        self._asks = False  # clients for a certificate
+        self.handshake_s = 0.0
+        name = "lb_tls_handshakes_total"
+        self._counts: Slots[tuple[str, str]] = Slots(
+            lambda key: worker.meters.counter(
+                name, listener=listener, result=key[0], version=key[1]
+            )
+        )
+
+    def adopt(self, policy: ListenerTls, material: Material, handshake_s: float) -> None:
+        """Go by this from the next connection on."""
+        self.handshake_s = handshake_s
+        before = self._policy
+        if policy == before:
+            return
+        contexts = [_certificates(group, material) for group in _groups(policy.certificates)]
+        if before is None or _demands(before) != _demands(policy):
+            base = _certificates(_groups(policy.certificates)[0], material)
+            base.minimum_version = _VERSIONS[policy.minimum]
+            base.verify_mode = _CLIENT_AUTH[policy.client_auth]
+            if policy.client_ca:
+                base.load_verify_locations(cadata=material[policy.client_ca].decode())
+            base.sni_callback = self._choose
+            self._base = base
+        self._asks = policy.client_auth != "none"
+        self._default = contexts[0]
+        self._by_name = {}
+        for group, context in zip(_groups(policy.certificates), contexts, strict=True):
+            for name in group[0].names:
+                self._by_name.setdefault(name, context)
+        self._policy = policy
+
+    def wrap(self, client: App) -> TlsTransport:
+        """Return the protocol for a client's socket, `client` inside of it."""
+        transport = TlsTransport(self._base, client, self, server=True)
+        transport.deadline = monotonic() + self.handshake_s
+        self._worker.deadlines.watch(transport)
+        return transport
+
+    # Called by transports.
+
+    def shaken(self, transport: TlsTransport) -> None:
+        """Count it, and see whom we have."""
+        self._worker.deadlines.forget(transport)
+        if self._asks:
+            transport.subject = distinguished_name(transport.certificate.get("subject", ()))
+        result = "resumed" if transport.resumed else "ok"
+        self._worker.view[self._counts[result, transport.version]] += 1
+
+    def failed(self, transport: TlsTransport, error: Exception | None) -> bytes:
+        """Count it; say in HTTP what is wrong to who speaks that."""
+        self._worker.deadlines.forget(transport)
+        result = "failed"
+        if isinstance(error, TimeoutError):
+            result = "timeout"
+        elif not isinstance(error, ssl.SSLError):
+            result = "closed"
+        self._worker.view[self._counts[result, ""]] += 1
+        if isinstance(error, ssl.SSLError) and error.reason == PLAIN_HTTP:
+            return self._worker.render(
+                Reply(400, "client_error", "this port speaks TLS: write https://"),
+                close=True,
+                method=b"",
+            )
+        return b""
+
+    def _choose(self, tls: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+        """Take the certificate for a name; the first one where none is for it."""
+        context = None
+        if name:
+            name = name.lower().rstrip(".")
+            context = self._by_name.get(name) or self._by_name.get(f"*.{name.partition('.')[2]}")
+        tls.context = context or self._default
+
+
+def client_context(policy: UpstreamTls, material: Material) -> ssl.SSLContext:
+    """Make what handshakes with an upstream's backends go by."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if not policy.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif policy.ca:
+        context.load_verify_locations(cadata=material[policy.ca].decode())
+    else:
+        context.load_default_certs()
+    if policy.certificate:
+        load_pair(context, material[policy.certificate])
+    context.set_alpn_protocols(ALPN)
+    return context
+
+
+def distinguished_name(subject: Iterable[Iterable[tuple[str, str]]]) -> bytes:
+    """Write a subject as RFC 4514 has it, most special first, in ASCII that no header breaks on."""
+    parts = [
+        "+".join(f"{_SHORT.get(kind, kind)}={_escaped(value)}" for kind, value in each)
+        for each in subject
+    ]
+    return ",".join(reversed(parts)).encode("ascii")
+
+
+def quiet_names() -> None:
+    """
+    Let nobody fill our log with names that are none.
+
+    A name in octets that are not ASCII ends its handshake before `_choose` is asked, and Python
+    would write a traceback to stderr, once for each time somebody sends it.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not (
+            isinstance(unraisable.exc_value, UnicodeDecodeError)
+            and isinstance(unraisable.object, bytes)
+        ):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _demands(policy: ListenerTls) -> tuple[str, str, str]:
+    return policy.minimum, policy.client_auth, policy.client_ca
+
+
+def _groups(certificates: Iterable[CertificateRef]) -> list[list[CertificateRef]]:
+    """Put those of the same names together: kinds of key among which a handshake chooses."""
+    groups: dict[frozenset[str], list[CertificateRef]] = {}
+    for each in certificates:
+        groups.setdefault(frozenset(each.names), []).append(each)
+    return list(groups.values())
+
+
+def _certificates(group: Iterable[CertificateRef], material: Material) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(ALPN)
+    for each in group:
+        load_pair(context, material[each.digest])
+    return context
+
+
+def _escaped(value: str) -> str:
+    """Escape by RFC 4514 2.4; what is not plain ASCII by the hex of its octets."""
+    out = []
+    for at, letter in enumerate(value):
+        outer = at in (0, len(value) - 1)
+        if letter in _SPECIAL or (letter == " " and outer) or (letter == "#" and at == 0):
+            out.append(f"\\{letter}")
+        elif " " <= letter <= "~":
+            out.append(letter)
+        else:
+            out.append("".join(f"\\{octet:02X}" for octet in letter.encode()))
+    return "".join(out)
