@@ -45,6 +45,159 @@ class LogView(Protocol):
         """Return that snapshot's state."""
 
 
+class Log:
+    """
+    The whole log: the view, and on top of it the tail that is not on the disk yet.
+
+    What the view holds from the tail's start on has been written over, here if not there.
+    """
+
+    __slots__ = ("_handed", "_tail", "_tail_first", "_view", "restoring")
+
+    def __init__(self, view: LogView) -> None:
+        self._view = view
+        self._tail: list[Entry] = []
+        self._tail_first = view.last + 1
+        self._handed = view.last  # Handed out to be made sure, up to here.
+        self.restoring: Snapshot | None = None  # Taken in, and not on the disk yet.
+
+    # --- What is there ------------------------------------------------------------------------
+
+    @property
+    def first(self) -> int:
+        """Return the index of the first entry that is not only in a snapshot."""
+        return self.restoring.meta.index + 1 if self.restoring else self._view.first
+
+    @property
+    def last(self) -> int:
+        """Return the index of the last entry."""
+        return self._tail_first + len(self._tail) - 1
+
+    @property
+    def last_term(self) -> int:
+        """Return its term."""
+        return self._tail[-1].term if self._tail else self.term(self._tail_first - 1)
+
+    @property
+    def stable(self) -> int:
+        """Return how far the log is on the disk; 0 while another log is, a snapshot's."""
+        return 0 if self.restoring else self._tail_first - 1
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Return the newest snapshot that is on the disk."""
+        return Snapshot(self._view.snapshot_meta(), self._view.snapshot_data())
+
+    @property
+    def snapshot_index(self) -> int:
+        """Return the index of that."""
+        return self._view.snapshot_meta().index
+
+    def term(self, index: int) -> int:
+        """Return an entry's term. Compacted, Unavailable: there is none."""
+        place = index - self._tail_first
+        if place >= len(self._tail):
+            raise Unavailable(f"there is no entry {index} yet")
+        if place >= 0:
+            return self._tail[place].term
+        if self.restoring is None:
+            return self._view.term(index)
+        if index == self.restoring.meta.index:
+            return self.restoring.meta.term
+        raise Compacted(f"entry {index} is in a snapshot")
+
+    def matches(self, index: int, term: int) -> bool:
+        """Whether that entry is here: if so, all before it are as well, and the same."""
+        try:
+            return self.term(index) == term
+        except LookupError:
+            return False
+
+    def as_complete_as(self, index: int, term: int) -> bool:
+        """Whether a log that ends there has all that ours may have committed (5.4.1)."""
+        return (term, index) >= (self.last_term, self.last)
+
+    def entries(self, lo: int, hi: int, max_bytes: int) -> Sequence[Entry]:
+        """Return entries from `lo` on, before `hi`, at least one and else within the bytes."""
+        place = lo - self._tail_first
+        if place >= 0:
+            return within(self._tail[place : hi - self._tail_first], max_bytes)
+        if self.restoring is not None:
+            raise Compacted(f"entry {lo} is in a snapshot")
+        below = self._view.entries(lo, min(hi, self._tail_first), max_bytes)
+        if lo + len(below) < self._tail_first or hi <= self._tail_first:
+            return below
+        return within((*below, *self._tail[: hi - self._tail_first]), max_bytes)
+
+    def last_at_most(self, index: int, term: int) -> tuple[int, int]:
+        """
+        Return the last place, up to `index`, whose term is at most `term`: (index, term).
+
+        Two logs can't agree at a place whose terms differ, so a whole term is passed over at
+        once. Term 0: all we know is that there is a place.
+        """
+        index = min(index, self.last)
+        try:
+            while (here := self.term(index)) > term:
+                index -= 1
+        except Compacted:
+            return index, 0
+        return index, here
+
+    # --- What changes it ----------------------------------------------------------------------
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Add entries after the last."""
+        for entry in entries:
+            assert entry.index == self.last + 1, "a log has no gaps"
+            self._tail.append(entry)
+
+    def cut(self, index: int) -> None:
+        """Take off all from `index` on, to be written over."""
+        assert self.first <= index <= self.last
+        if index >= self._tail_first:
+            del self._tail[index - self._tail_first :]
+        else:
+            self._tail.clear()
+            self._tail_first = index
+        self._handed = min(self._handed, index - 1)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Let a snapshot take the place of all."""
+        assert self.restoring is None, "one at a time"
+        self.restoring = snapshot
+        self._tail.clear()
+        self._tail_first = snapshot.meta.index + 1
+        self._handed = snapshot.meta.index
+
+    # --- On its way to the disk ---------------------------------------------------------------
+
+    @property
+    def has_unhanded(self) -> bool:
+        """Whether there are entries to be made sure of."""
+        return self._handed < self.last
+
+    def hand_out(self) -> tuple[Entry, ...]:
+        """Return those, once."""
+        entries = tuple(self._tail[self._handed + 1 - self._tail_first :])
+        self._handed = self.last
+        return entries
+
+    def made_sure(self, index: int, term: int) -> None:
+        """Entries up to this one, which is still in the log, are on the disk and in the view."""
+        assert self.restoring is None
+        assert self.term(index) == term == self._view.term(index)
+        if index >= self._tail_first:
+            del self._tail[: index + 1 - self._tail_first]
+            self._tail_first = index + 1
+
+    def restored(self) -> None:
+        """The snapshot that all was restored from is on the disk and in the view."""
+        assert self.restoring is not None
+        assert self._view.snapshot_meta() == self.restoring.meta
+        self.restoring = None
+
+
 class MemoryLog:
     """A `LogView` in memory. What it holds is what the disk holds; a driver keeps both alike."""
 
