@@ -26,7 +26,8 @@ REPLY_HEAD_BYTES_MAX: Final = 64 * 1024
 REPLY_FIELDS_MAX: Final = 256
 LENGTH_DIGITS_MAX: Final = 18  # 10**18 octets: more than anyone has, less than 2**63.
 
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
+# No `#` in a target (RFC 9112 3.2): who cuts it there sees another path than who does not.
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!\"$-~]+) HTTP/([0-9]\.[0-9])\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?\r\n")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HOST = re.compile(
@@ -74,9 +75,9 @@ _OURS: Final = frozenset(
 )
 _DROPPED_FROM_REQUEST: Final = HOP_BY_HOP | _OURS
 # Fields that Connection may name without losing them: they frame or route the message.
-# The last two are options, not fields.
+# The last three are no fields: two options, and what stands between two commas.
 _NEVER_NOMINATED: Final = frozenset(
-    {b"host", b"content-length", b"transfer-encoding", b"via", b"close", b"keep-alive"}
+    {b"host", b"content-length", b"transfer-encoding", b"via", b"close", b"keep-alive", b""}
 )
 NAMES_KEPT_MAX: Final = 1024  # field names whose rule is remembered
 
@@ -203,6 +204,8 @@ def read_request_head(
     if line_end > line_max:
         raise ClientError(414, "the request line is too long", "limits.request_line")
     judge_request(octets)
+    if method == b"CONNECT":
+        raise ClientError(501, "tunnels are not made here")  # Whatever its target looks like.
     block = octets[line_end:-2]
     if before is not None and before.fields.block == block:
         fields = before.fields

@@ -211,13 +211,14 @@ class Switchboard:
         started: float,
     ) -> None:
         method, path = head.method, head.target
-        if method == b"CONNECT":
-            raise ClientError(501, "tunnels are not made here")
-        if path == b"*" and method == b"OPTIONS":
-            path = b"/"
-        elif path[:1] != b"/":
+        if path[:1] != b"/" and path != b"*":
             authority, path = split_absolute(path)
-            head = head.with_authority(authority, path)
+            whole_server = method == b"OPTIONS" and head.target.endswith(b"//" + authority)
+            head = head.with_authority(authority, b"*" if whole_server else path)
+        elif path == b"*":  # RFC 9112 3.2.4
+            if method != b"OPTIONS":
+                raise ClientError(400, "malformed target")
+            path = b"/"
         fields = head.fields
         peer = self._peer(client, fields)
         host = fields.host or b""
