@@ -1,9 +1,9 @@
 """The power goes between any two system calls, and what was promised is there afterwards.
 
 One script writes, overwrites, goes on to new segments, takes snapshots, is sent one, and
-compacts (hazard 22). It is run once for each system call it makes, the power cut before that call, and then
-what the disk kept is compared with what was promised: all of it, and of the step under way all
-or nothing. Afterwards the same is done to the start that cleans up.
+compacts (hazard 22). It is run once for each system call it makes, the power cut before that
+call, and then what the disk kept is compared with what was promised: all of it, and of the step
+under way all or nothing. Afterwards the same is done to the start that cleans up.
 """
 
 from __future__ import annotations
