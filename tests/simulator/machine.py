@@ -1,0 +1,131 @@
+"""What the log is for: registers and lists that clients use, and the real registry beside them.
+
+Commands carry the client and the number of its call. The newest answer of each client is part
+of the state, and so of snapshots: a retry is answered from there and not done again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+
+import orjson
+
+from lb.registry import (
+    Registry,
+    apply,
+    command_from_plain,
+    registry_from_plain,
+    registry_to_plain,
+    state_hash,
+)
+from simulator.histories import Effect, Kind, Value
+from simulator.revisions import initial
+
+REGISTRY_ID = "5" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one call was answered: `value` is what its key holds after it."""
+
+    number: int
+    done: bool
+    value: Value
+    revision: int
+
+
+def encode(client: int, number: int, kind: Kind, key: str, args: tuple[int, int]) -> bytes:
+    """Write down a client's command; `args` are what it puts, and what a CAS expects."""
+    return b"%d %d %s %s %d %d" % (client, number, kind.value.encode(), key.encode(), *args)
+
+
+def encode_registry(plain: object) -> bytes:
+    """Write down a command of the registry, in its plain form."""
+    return b"R" + orjson.dumps(plain)
+
+
+@dataclass(slots=True)
+class Machine:
+    """The state of one member, changed only by `apply`. Equal states have equal marks."""
+
+    values: dict[str, Value] = field(default_factory=dict)
+    revision: int = 0
+    answers: dict[int, Answer] = field(default_factory=dict)
+    registry: Registry = field(default_factory=lambda: Registry(REGISTRY_ID))
+    mark: int = 0
+    effect: Effect | None = None  # Of the command applied last, if it had one.
+
+    def apply(self, data: bytes) -> tuple[int, Answer] | None:
+        """Apply one command; return the client and the answer, if a client asked."""
+        self.effect = None
+        if not data:
+            return None
+        if data.startswith(b"R"):
+            self.registry, _ = apply(self.registry, command_from_plain(orjson.loads(data[1:])))
+            self._mark(state_hash(self.registry).encode())
+            return None
+        parts = data.split(b" ")
+        client, number = int(parts[0]), int(parts[1])
+        last = self.answers.get(client)
+        if last is not None and last.number >= number:
+            # Done before. One older than the newest is a late copy that nobody waits for.
+            return (client, last) if last.number == number else None
+        kind, key = Kind(parts[2].decode()), parts[3].decode()
+        answer = self._do(number, kind, key, (int(parts[4]), int(parts[5])))
+        if answer.done:
+            self.effect = Effect(client, number, key, answer.value)
+        self.answers[client] = answer
+        self._mark(b"%d %d %d %d" % (client, number, answer.revision, answer.done))
+        return client, answer
+
+    def _do(self, number: int, kind: Kind, key: str, args: tuple[int, int]) -> Answer:
+        put, expected = args
+        held = self.values.get(key, initial(key))
+        if kind is Kind.CAS and held != expected:
+            return Answer(number, False, held, self.revision)
+        after: Value = (*held, put) if isinstance(held, tuple) else put
+        self.values[key] = after
+        self.revision += 1
+        return Answer(number, True, after, self.revision)
+
+    def _mark(self, data: bytes) -> None:
+        self.mark = zlib.crc32(data, self.mark)
+
+    def read(self, key: str) -> tuple[Value, int]:
+        """Return what a key holds, and the revision at which it does."""
+        return self.values.get(key, initial(key)), self.revision
+
+    def save(self) -> bytes:
+        """Write the whole state down."""
+        return orjson.dumps(
+            {
+                "values": self.values,
+                "revision": self.revision,
+                "answers": [
+                    [client, one.number, one.done, one.value, one.revision]
+                    for client, one in self.answers.items()
+                ],
+                "registry": registry_to_plain(self.registry),
+                "mark": self.mark,
+            }
+        )
+
+    @classmethod
+    def load(cls, data: bytes) -> Machine:
+        """Read what `save` wrote."""
+        plain = orjson.loads(data)
+        return cls(
+            values={key: _value(value) for key, value in plain["values"].items()},
+            revision=plain["revision"],
+            answers={
+                client: Answer(number, done, _value(value), revision)
+                for client, number, done, value, revision in plain["answers"]
+            },
+            registry=registry_from_plain(plain["registry"]),
+            mark=plain["mark"],
+        )
+
+
+def _value(plain: int | list[int]) -> Value:
+    return tuple(plain) if isinstance(plain, list) else plain
