@@ -8,9 +8,10 @@ import signal
 import site
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from lb import link
 from lb.child import FOR_THE_SUPERVISOR
@@ -19,6 +20,8 @@ from lb.link import Channel, Message
 STEADY = 10.0  # Seconds that a child must have lived for its end not to count as a crash loop.
 FIRST_WAIT = 0.1
 LONGEST_WAIT = 30.0
+SILENT_AFTER = 10.0  # Seconds without a beat after which a child hangs, and is no use to anybody.
+SPEAKER_LATE = 3.0  # Seconds between two beats of one that judges others: more, and it cannot.
 LOST_PATIENCE = 1.0  # Seconds from the end of a child's channel, which is mostly its own end.
 
 
@@ -29,6 +32,23 @@ class Standing(Enum):
     GREETED = "greeted"  # It said hello,
     WELCOMED = "welcomed"  # and got all that it needs.
     SERVING = "serving"  # A worker that accepts clients.
+
+
+class Beating(Protocol):
+    """What is known of a child's beats."""
+
+    @property
+    def welcomed(self) -> bool:
+        """Return whether it is up."""
+        ...
+
+    @property
+    def beat_at(self) -> float:
+        """Return when it last beat."""
+        ...
+
+
+B = TypeVar("B", bound=Beating)
 
 
 class Backoff:
@@ -118,6 +138,21 @@ class Child:
         self._process.wait()
         self.channel.close()
         self._on_end(self)
+
+
+def silent(children: Iterable[B], speaker: Beating, now: float) -> list[B]:
+    """
+    Return those that have not beaten for too long, now that `speaker` beats.
+
+    Nobody is where the speaker is late itself: then the machine stood still, and not they.
+    """
+    if now - speaker.beat_at > SPEAKER_LATE:
+        return []
+    return [
+        each
+        for each in children
+        if each is not speaker and each.welcomed and now - each.beat_at > SILENT_AFTER
+    ]
 
 
 def _start(words: list[str], fd: int) -> subprocess.Popen[bytes]:

@@ -21,7 +21,7 @@ import uvloop
 from lb import daemonlog, link
 from lb.build import BUILD
 from lb.child import refuse_optimised, take_descriptors, tell
-from lb.children import STEADY, Backoff, Child, Standing
+from lb.children import STEADY, Backoff, Child, Standing, silent
 from lb.errors import OperatorError, StartError
 from lb.link import Message
 from lb.metrics import create_memory
@@ -467,7 +467,13 @@ class Supervisor:
         )
 
     def _beat(self, child: Child, message: Message, _: list[int]) -> None:
-        child.beat_at = self._loop.time()
+        now = self._loop.time()
+        if self._phase is Phase.SERVING:
+            for other in silent(self._children(), child, now):
+                log.error("%s (pid %d) is silent: replaced", other.name, other.pid)
+                other.beat_at = now  # The kernel may take its time to end it.
+                other.kill()
+        child.beat_at = now
         if message["asked"]:
             self._asked_at = child.beat_at
 

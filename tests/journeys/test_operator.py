@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from journeys.conftest import Make, config_of
@@ -61,3 +64,15 @@ def test_the_log_tells_of_each_reload_in_one_line(daemon: Make, backends: list[B
     assert bad.endswith(f": a reload changed nothing (asked by api): {found}")
     assert ": reloaded (asked by api): generation 2, edition " in good
     assert good.endswith(f": upstream.app.backends - {backends[1].address}")
+
+
+def test_a_worker_that_hangs_is_replaced(daemon: Make, plain: str) -> None:
+    one = daemon(plain).start()
+    hanging, well = one.workers()
+    os.kill(hanging, signal.SIGSTOP)
+
+    until(lambda: hanging not in one.workers(), "another in its place")
+
+    assert well in one.workers()
+    assert {one.ask().status for _ in range(20)} == {200}
+    assert f"(pid {hanging}) is silent: replaced" in one.log()
