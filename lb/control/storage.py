@@ -169,6 +169,11 @@ class Storage:
 
     # --- What a member asks for ---------------------------------------------------------------
 
+    @property
+    def hard(self) -> HardState:
+        """Term, vote and commit index as they are sure."""
+        return self._sure_hard
+
     def write(self, persists: Sequence[Persist]) -> None:
         """
         Make all of these sure, in order, by one frame and one sync.
