@@ -40,6 +40,7 @@ class Leadership:
         "_config",
         "_heartbeat_at",
         "_ledger",
+        "_pinned_at",
         "_transfer_until",
         "_uncommitted",
         "_uncommitted_bytes",
@@ -54,6 +55,7 @@ class Leadership:
         self._config = config
         self._calls = calls
         self._heartbeat_at = ledger.ticks
+        self._pinned_at = ledger.ticks  # Nobody was being sent a snapshot then.
         self._transfer_until = 0
         self._uncommitted_bytes = 0
         self._uncommitted: dict[int, int] = {}  # Bytes by index, in order.
@@ -278,14 +280,25 @@ class Leadership:
         sending.resent += 1
         self._send_chunk(peer, progress)
 
-    def pinned(self) -> int | None:
-        """Return what a member will need of the log after the snapshot that it is being sent."""
-        needed = [
+    def keep_pinned(self, index: int) -> int:
+        """
+        Return how far, up to `index`, the log may go while snapshots are under way.
+
+        Who has got its snapshot needs the log after it, or it would need another, and so on.
+        But one that never gets it must not keep the log for ever.
+        """
+        ledger = self._ledger
+        pinned = [
             progress.sending.snapshot.meta.index
             for progress in self.peers.values()
             if progress.sending is not None and self._hears(progress)
         ]
-        return min(needed, default=None)
+        if not pinned:
+            self._pinned_at = ledger.ticks
+        patience = PINNED_ELECTIONS_MAX * self._config.election_ticks
+        if ledger.ticks - self._pinned_at >= patience:
+            return index
+        return min([index, *pinned])
 
     # --- Answers ------------------------------------------------------------------------------
 
@@ -297,21 +310,22 @@ class Leadership:
         progress.heard_at = self._ledger.ticks
         match message.type:
             case MessageType.APPEND_REPLY:
-                return self._on_append_reply(message, progress)
+                why = self._on_append_reply(message, progress)
             case MessageType.HEARTBEAT_REPLY:
-                return self._on_heartbeat_reply(message, progress)
+                why = self._on_heartbeat_reply(message, progress)
             case MessageType.SNAPSHOT_REPLY:
-                return self._on_snapshot_reply(message, progress)
+                why = self._on_snapshot_reply(message, progress)
             case MessageType.PROPOSE:
-                return self._on_propose(message)
+                why = self._on_propose(message)
             case MessageType.READ_INDEX:
-                return self._on_read(message)
+                why = self._on_read(message)
             case MessageType.TRANSFER:
-                return self.transfer(message.hint_index)
+                why = self.transfer(message.hint_index)
             case MessageType.APPEND | MessageType.HEARTBEAT | MessageType.SNAPSHOT:
-                return PassedOver.SECOND_LEADER
+                why = PassedOver.SECOND_LEADER
             case _:
-                return PassedOver.WRONG_ROLE
+                why = PassedOver.WRONG_ROLE
+        return why
 
     def _on_append_reply(self, message: Message, progress: Progress) -> PassedOver | None:
         log = self._ledger.log

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from lb.raft.calls import Calls
 from lb.raft.following import Following
-from lb.raft.leading import PINNED_ELECTIONS_MAX, Leadership
+from lb.raft.leading import Leadership
 from lb.raft.ledger import Ledger, PassedOver
 from lb.raft.log import LogView
 from lb.raft.members import BadChangeError, ConfChange
@@ -51,6 +51,8 @@ CALL_ELECTIONS_MAX: Final = 2  # So long a call that was passed on waits for its
 
 OF_LEADERS: Final = frozenset({MessageType.APPEND, MessageType.HEARTBEAT, MessageType.SNAPSHOT})
 
+VOTE_REPLIES: Final = frozenset({MessageType.VOTE_REPLY, MessageType.PRE_VOTE_REPLY})
+CALL_REPLIES: Final = frozenset({MessageType.PROPOSE_REPLY, MessageType.READ_INDEX_REPLY})
 VOTES: Final = frozenset({MessageType.VOTE, MessageType.PRE_VOTE})
 CANDIDATES: Final = frozenset({Role.CANDIDATE, Role.PRE_CANDIDATE})
 
@@ -86,7 +88,6 @@ class Node:
         self._votes: dict[int, bool] = {}  # While we campaign.
         self._handed_to_apply = applied
         self._soft: SoftState | None = None  # As it was handed out last.
-        self._pinned_since: int | None = None
         self._restart_patience()
         self.check()
 
@@ -326,16 +327,7 @@ class Node:
         needs to which a snapshot is under way (for a time). The driver then forgets that much.
         """
         index = min(index, self.applied_index, self.ledger.log.snapshot_index)
-        pinned = self._leading.pinned() if self._leading is not None else None
-        if pinned is None:
-            self._pinned_since = None
-            return index
-        if self._pinned_since is None:
-            self._pinned_since = self.ledger.ticks
-        patience = PINNED_ELECTIONS_MAX * self.config.election_ticks
-        if self.ledger.ticks - self._pinned_since >= patience:
-            return index
-        return min(index, pinned)
+        return self._leading.keep_pinned(index) if self._leading is not None else index
 
     # --- Rules of all roles -------------------------------------------------------------------
 
@@ -344,7 +336,7 @@ class Node:
             self.ledger.pass_over(why)
 
     def _step(self, message: Message) -> PassedOver | None:
-        """Judge by terms, then by what is asked; return why it was passed over, if it was."""
+        """Judge by address and term, then by what is asked; return why it was passed over."""
         if message.to != self.id:
             return PassedOver.NOT_FOR_US
         if message.frm in (self.id, NOBODY):
@@ -357,16 +349,23 @@ class Node:
             if not self._is_of_a_term_to_come(message):
                 leader = message.frm if message.type in OF_LEADERS else NOBODY
                 self.become_follower(message.term, leader)
+        return self._step_in_term(message)
+
+    def _step_in_term(self, message: Message) -> PassedOver | None:
+        """Take in a message of our term, or a question about the next, by our role."""
         if message.type in VOTES:
-            self._answer_vote(message)
-            return None
-        if self._leading is not None:
-            return self._leading.step(message)
-        if message.type in OF_LEADERS:
-            return self._step_of_leader(message)
-        if message.type in (MessageType.VOTE_REPLY, MessageType.PRE_VOTE_REPLY):
-            return self._step_vote_reply(message)
-        return self._step_call(message)
+            why = self._answer_vote(message)
+        elif self._leading is not None:
+            why = self._leading.step(message)
+        elif message.type in OF_LEADERS:
+            why = self._step_of_leader(message)
+        elif message.type in VOTE_REPLIES:
+            why = self._step_vote_reply(message)
+        elif message.type in CALL_REPLIES:
+            why = self._step_call_reply(message)
+        else:
+            why = self._step_request(message)
+        return why
 
     def _is_of_a_term_to_come(self, message: Message) -> bool:
         """Whether it carries a term that nobody is in yet: a question "would you", or a yes."""
@@ -397,7 +396,7 @@ class Node:
             return None
         return PassedOver.STALE_TERM
 
-    def _answer_vote(self, message: Message) -> None:
+    def _answer_vote(self, message: Message) -> PassedOver | None:
         """Say whether we vote for a candidate, and if it is in earnest, do so (5.2, 5.4.1)."""
         ledger = self.ledger
         free = ledger.vote == NOBODY and self.leader == NOBODY
@@ -406,7 +405,7 @@ class Node:
         if message.type is MessageType.PRE_VOTE:
             term = message.term if grant else ledger.term
             ledger.send(MessageType.PRE_VOTE_REPLY, message.frm, term=term, reject=not grant)
-            return
+            return None
         assert message.term == ledger.term
         if grant:
             if self.role is Role.PRE_CANDIDATE:
@@ -414,6 +413,7 @@ class Node:
             ledger.give_vote(message.frm)
             self._restart_patience()
         ledger.send(MessageType.VOTE_REPLY, message.frm, reject=not grant)
+        return None
 
     def _settle(self) -> None:
         """See to what a change may have brought about, whatever it was; then check."""
@@ -473,7 +473,7 @@ class Node:
         self._calls.fail_all(self.commit, why)
 
     def _restart_patience(self) -> None:
-        """Wait for a leader from now on, each time a bit differently, so that votes do not split."""
+        """Wait for a leader from now on, never equally long: or votes could split for ever."""
         ticks = self.config.election_ticks
         self._heard_at = self.ledger.ticks
         self._patience_ends = self.ledger.ticks + self._rng.randrange(ticks, 2 * ticks)
@@ -547,41 +547,39 @@ class Node:
             case _:
                 return self._following.snapshot(message)
 
-    def _step_call(self, message: Message) -> PassedOver | None:
-        """Take in answers to our calls; refuse what only a leader can do."""
+    def _step_call_reply(self, message: Message) -> PassedOver | None:
+        """Take in the leader's answer to a call that we passed on."""
+        is_read = message.type is MessageType.READ_INDEX_REPLY
+        ctx = self._calls.answered(message.ctx, is_read)
+        if ctx is None:
+            return PassedOver.UNKNOWN_CALL
+        if message.reject:
+            # A proposal that the network repeated may have been taken before it was refused.
+            fate = Fate.NOT_DONE if is_read else Fate.UNKNOWN
+            self._calls.fail(ctx, fate, "the leader refused it")
+        elif is_read:
+            self._calls.confirm(ctx, message.log_index)
+        else:
+            self._calls.place(ctx, message.log_index, message.log_term)
+        return None
+
+    def _step_request(self, message: Message) -> PassedOver | None:
+        """Campaign if the leader wants us to; refuse what only a leader can do."""
         match message.type:
-            case MessageType.PROPOSE_REPLY:
-                ctx = self._calls.answered(message.ctx, is_read=False)
-                if ctx is None:
-                    return PassedOver.UNKNOWN_CALL
-                if message.reject:
-                    # Refused once; but had the network repeated it, the first may have been taken.
-                    self._calls.fail(ctx, Fate.UNKNOWN, "the leader refused it")
-                else:
-                    self._calls.place(ctx, message.log_index, message.log_term)
-            case MessageType.READ_INDEX_REPLY:
-                ctx = self._calls.answered(message.ctx, is_read=True)
-                if ctx is None:
-                    return PassedOver.UNKNOWN_CALL
-                if message.reject:
-                    self._calls.fail(ctx, Fate.NOT_DONE, "the leader refused it")
-                else:
-                    self._calls.confirm(ctx, message.log_index)
-            case MessageType.PROPOSE:
-                self.ledger.send(
-                    MessageType.PROPOSE_REPLY, message.frm, ctx=message.ctx, reject=True
-                )
-            case MessageType.READ_INDEX:
-                self.ledger.send(
-                    MessageType.READ_INDEX_REPLY, message.frm, ctx=message.ctx, reject=True
-                )
             case MessageType.TIMEOUT_NOW:
                 if not self.promotable:
                     return PassedOver.NOT_PROMOTABLE
                 self._campaign_in_earnest(TRANSFER)
+            case MessageType.PROPOSE:
+                self._refuse_call(MessageType.PROPOSE_REPLY, message)
+            case MessageType.READ_INDEX:
+                self._refuse_call(MessageType.READ_INDEX_REPLY, message)
             case _:
                 return PassedOver.WRONG_ROLE
         return None
+
+    def _refuse_call(self, kind: MessageType, message: Message) -> None:
+        self.ledger.send(kind, message.frm, ctx=message.ctx, reject=True)
 
     # --- Invariants ---------------------------------------------------------------------------
 

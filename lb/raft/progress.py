@@ -110,9 +110,7 @@ class Progress:
 
     def become_probe(self) -> None:
         """Look for the place where the logs agree, one append at a time."""
-        if self.sending is not None:  # What it has of the snapshot counts if it got there.
-            self.next = self.match + 1
-        elif self.state is ProgressState.REPLICATE:
+        if self.state is not ProgressState.PROBE:  # What is on its way may be lost.
             self.next = self.match + 1
         self._enter(ProgressState.PROBE)
 
