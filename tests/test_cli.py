@@ -17,14 +17,10 @@ from office import PATIENCE, Office, office_in
 
 from lb import __version__
 from lb.cli.client import address_in, admin_address, exit_status_of, find_admin
+from lb.cli.instance import print_reload
 from lb.cli.output import span
-from lb.cli.running import config_text
 from lb.cli.tree import LazyGroup, lb
 from lb.cli.units import DURATION
-from lb.config.load import load
-from lb.demo import Ports, body_for, free_ports, lb_command
-from lb.demo import config_text as demo_config
-from lb.errors import StartError, UsageError
 from lb.model import Health
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +80,7 @@ def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
     [
         (["stauts"], 'did you mean "status"?'),
         (["backend", "drian", "app", "x"], 'did you mean "drain"?'),
+        (["backend", "zzz"], "see lb backend --help"),
         (["backend", "add", "app"], "Missing argument 'ADDRESS'"),
         (["status", "--wait", "happy"], "'happy' is not"),
         (["status", "60s"], "goes with --wait ready"),
@@ -333,6 +330,23 @@ def test_stop_waits_for_the_end(office: Office) -> None:
     assert office.desk.stopped_with == [2.0]
 
 
+def test_explain_says_what_is_answered_and_how_a_split_falls(office: Office) -> None:
+    office.desk.path.write_text(
+        office.desk.path.read_text()
+        + '[route.split]\npath = "/split"\nsplit_by = "header:x-user"\n'
+        + 'upstream = { app = "90%", images = "10%" }\n'
+    )
+    office.ask("POST", "/v1/config/reload")
+
+    split = run("explain", "GET", "/split", "-H", "x-user: 1", office=office).stdout
+    wrong = run("explain", "GET", "/posts", office=office).stdout
+    moved = run("explain", "GET", "http://old.example/", office=office).stdout
+
+    assert "split     app 0.9, images 0.1: this request goes to " in split
+    assert "so        405: a route matches but for its method; allowed: POST" in wrong
+    assert "so        308: route old answers by itself" in moved
+
+
 def test_explain_says_where_and_why(office: Office) -> None:
     office.ask("PATCH", "/v1/upstreams/app/backends/127.0.0.1:9001", {"state": "disabled"})
 
@@ -344,6 +358,17 @@ def test_explain_says_where_and_why(office: Office) -> None:
     assert run("explain", "GET", "/posts", office=office).exit_code == 1
     plain = json_of(run("explain", "GET", "/images/x", "-o", "json", office=office))
     assert plain["route"] == "images"
+
+
+def test_a_reload_that_was_refused_in_part_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    refused = {"upstream": "app", "reason": "would-empty", "detail": "nobody would be left"}
+
+    print_reload({"changed": ["route.x added"], "refused": [refused]}, dry_run=False)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "refused: app keeps its backends: nobody would be left",
+        "done, except for what was refused",
+    ]
 
 
 # --- Who serves -------------------------------------------------------------------------------
@@ -504,78 +529,6 @@ def test_diff_compares_the_file_with_what_runs(office: Office) -> None:
 
 def test_sync_is_asked_for(office: Office) -> None:
     assert run("config", "sync", "--dry-run", office=office).exit_code == 0
-
-
-# --- run and demo -----------------------------------------------------------------------------
-
-
-def test_run_without_a_file_is_a_file(tmp_path: Path) -> None:
-    text = config_text((":8080",), ("127.0.0.1:9001", "b.example:80"), "127.0.0.1:9901")
-    path = tmp_path / "made.toml"
-    path.write_text(text.replace("{folder}", str(tmp_path)))
-
-    config = load(str(path), {}).config
-
-    assert config.listener["main"].address == [":8080"]
-    backends = config.upstream["main"].backends
-    assert backends is not None
-    assert [backend.address for backend in backends] == ["127.0.0.1:9001", "b.example:80"]
-    assert config.admin.address == "127.0.0.1:9901"
-    assert config.node.data_dir == str(tmp_path / "state")
-    with pytest.raises(UsageError):
-        config_text((":8080",), ("https://a:443",), None)
-
-
-@pytest.mark.parametrize(
-    ("path", "word"),
-    [("", ".venv/bin/lb"), ("{bin}", "lb"), ("/usr/bin", ".venv/bin/lb")],
-)
-def test_the_demo_names_the_lb_that_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, word: str
-) -> None:
-    folder = tmp_path / ".venv" / "bin"
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(folder / "python"))
-    monkeypatch.setenv("PATH", path.replace("{bin}", str(folder)))
-
-    assert lb_command() == f"{folder / 'python'} -m lb.cli"
-    (folder / "lb").touch(mode=0o755)
-    assert lb_command() == word
-
-
-def test_the_demo_s_file_is_good(tmp_path: Path) -> None:
-    path = tmp_path / "demo.toml"
-    path.write_text(demo_config(str(tmp_path), Ports(8080, 9900, (9001, 9002, 9003))))
-
-    loaded = load(str(path), {})
-
-    assert not loaded.warnings
-    assert loaded.config.node.grace == 0
-    assert loaded.config.node.workers == 1  # So that a b c come in turn.
-
-
-def test_free_ports_are_below_or_refused() -> None:
-    ports = free_ports(20_000, 3, taken={20_001})
-
-    assert len(set(ports)) == 3
-    assert 20_001 not in ports
-    with pytest.raises(StartError):
-        free_ports(65_535, 3, taken=set())
-
-
-@pytest.mark.parametrize(
-    ("target", "body"),
-    [
-        (b"/", b"a\n"),
-        (b"/x?y", b"a\n"),
-        (b"/healthz", b"ok\n"),
-        (b"/bytes/3", b"aaa"),
-        (b"/bytes/x", b"a\n"),
-    ],
-)
-def test_a_toy_answers_its_letter(target: bytes, body: bytes) -> None:
-    assert body_for(target, b"a") == body
 
 
 @pytest.mark.parametrize(

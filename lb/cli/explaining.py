@@ -49,9 +49,13 @@ def _print(plain: dict[str, Any]) -> None:
     click.echo(f"listener  {plain['listener']}")
     for route in plain["routes"]:
         click.echo(f"route     {route['name']}: {route['why']}")
-    click.echo(f"so        {plain['because']}")
+    status = f"{plain['status']}: " if plain["status"] else ""
+    click.echo(f"so        {status}{plain['because']}")
     if plain["upstream"] is None:
         return
+    if plain["split"]:
+        shares = ", ".join(f"{name} {share:.4g}" for name, share in plain["split"].items())
+        click.echo(f"split     {shares}: this request goes to {plain['upstream']}")
     click.echo(f"upstream  {plain['upstream']}, {plain['balance']}, revision {plain['revision']}")
     if plain["panic"]:
         say("too few backends are healthy: health is ignored (panic)")

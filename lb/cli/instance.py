@@ -170,6 +170,8 @@ def print_reload(plain: dict[str, Any], dry_run: bool) -> None:
     if pending := plain.get("pending"):
         say(f"pending: backends of {', '.join(pending['upstreams'])}: {pending['reason']}")
     done = "done" if changed else "done, nothing changed"
+    if plain.get("refused"):
+        done = "done, except for what was refused"
     say("nothing was changed: this was a dry run" if dry_run else done)
 
 
