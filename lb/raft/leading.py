@@ -344,16 +344,23 @@ class Leadership:
         elif progress.state is ProgressState.SNAPSHOT and progress.match >= log.first - 1:
             progress.become_replicate()  # Whatever became of the snapshot: the log leads on.
         progress.due = True
-        progress.count_round(log.last, self._ledger.ticks, self._config.election_ticks)
+        self._count_round(progress)
         self.advance_commit()
         self._finish_transfer(message.frm)
         return None
 
+    def _count_round(self, progress: Progress) -> None:
+        ledger = self._ledger
+        progress.count_round(ledger.log.last, ledger.ticks, self._config.election_ticks)
+
     def _on_heartbeat_reply(self, message: Message, progress: Progress) -> PassedOver | None:
         progress.paused = False
+        self._count_round(progress)
         if progress.match < self._ledger.log.last or progress.state is ProgressState.PROBE:
             # An append may have been lost, and nothing else may come that would show it.
             progress.asked = progress.due = True
+        # An idle group has no appends by which a learner could show that it keeps up.
+        progress.count_round(self._ledger.log.last, self._ledger.ticks, self._config.election_ticks)
         if message.ctx and self.reads.acknowledge(message.frm, decode_number(message.ctx)):
             self.confirm_reads()
         return None
