@@ -21,10 +21,13 @@ import orjson
 
 from lb import child, daemonlog, link
 from lb.child import Post
+from lb.config.load import Loaded
 from lb.config.parse import parse_in_child
 from lb.config.schema import Config
+from lb.control import certificates
 from lb.control.admin import AdminServer, ProbeServer
 from lb.control.admin_guard import wall_time
+from lb.control.certificates import CertificateStore
 from lb.control.data_dir import DataDirLock, lock_data_dir, settle_name
 from lb.control.desk import Check, Standing, WorkerStanding
 from lb.control.file_memory import FileMemory
@@ -91,6 +94,7 @@ class Controller:
 
     async def _work(self) -> None:
         await self._begin(*await self._welcomed)
+        self._spawn(self._certificates.run())
         await self._watcher.run()
 
     # Beginning and ending
@@ -104,6 +108,10 @@ class Controller:
         self._in_force = await self._config_to_start_with(kept)
         config = self._in_force.loaded.config
         await self._open_data_dir(config)
+        self._certificates = CertificateStore(wall_time, self._certificates_changed)
+        if kept is not None:
+            self._certificates.restore(kept.parts)
+        await self._certificates.prepare(config, lenient=True)
         self._build(config, kept)
         await self._resolver.first_answers(FIRST_ANSWERS_SECONDS)
         await self._reloader.start()
@@ -164,7 +172,7 @@ class Controller:
         self._store.subscribe(self._registry_changed)
         self._closers += [asker.close, self._prober.close, self._resolver.close]
         hands = Hands(
-            parse=parse,
+            parse=self._parse_and_prepare,
             adopt=self._adopt,
             sockets=self._supervising,
             store=self._store,
@@ -177,6 +185,12 @@ class Controller:
         self._reloader = Reloader(hands, self._in_force)
         self._closers.append(self._reloader.close)
         self._adopt(self._in_force)
+
+    async def _parse_and_prepare(self) -> Loaded:
+        """Read the file, and the certificates that it names."""
+        loaded = await parse_in_child(self._path)
+        await self._certificates.prepare(loaded.config)
+        return loaded
 
     async def _open_admin(self, socks: list[socket.socket]) -> None:
         servers: list[AdminServer | ProbeServer] = [AdminServer(self)]
@@ -196,6 +210,7 @@ class Controller:
             config.log.model_dump(),
         )
         self._watcher.follow(in_force.loaded.files, in_force.loaded.digest)
+        self._certificates.follow(config)
         self._backends_changed()
 
     async def _close(self) -> None:
@@ -311,6 +326,7 @@ class Controller:
             registry=self._store.registry,
             verdicts=self._prober.verdicts,
             resolved=self._resolver.resolved,
+            certificates=self._certificates.current,
         )
 
     def _control_parts(self) -> dict[str, bytes]:
@@ -318,6 +334,7 @@ class Controller:
             PART: self._in_force.to_part(),
             CHECKS_PART: orjson.dumps(self._prober.to_plain()),
             NAMES_PART: orjson.dumps(self._resolver.to_plain()),
+            certificates.PART: self._certificates.to_part(),
         }
 
     def _verdict_changed(self) -> None:
@@ -331,9 +348,14 @@ class Controller:
         """Probe and resolve what is there now, and tell the workers."""
         config, registry = self._in_force.loaded.config, self._store.registry
         self._resolver.watch(names_of(config, registry))
-        self._prober.update(subjects_of(config, registry, self._resolver.resolved))
+        self._prober.update(
+            subjects_of(config, registry, self._resolver.resolved, self._certificates.context)
+        )
         if self._begun:
             self._publisher.touch()
+
+    def _certificates_changed(self) -> None:
+        self._backends_changed()  # Probes go by them as well.
 
     async def _disk_changed(self) -> None:
         """Reload by ourselves, if that is wanted."""
@@ -380,6 +402,7 @@ class Controller:
             reloads=self._reloads,
             workers=self._standings(),
             stopping=self._stopping,
+            certificates=self._certificates.standing(),
         )
 
     def checks(self, upstream: str) -> Mapping[str, Check]:

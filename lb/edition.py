@@ -25,7 +25,7 @@ import orjson
 
 from lb import model
 from lb.errors import OurError
-from lb.model import Endpoint, Health, Plans, State
+from lb.model import HTTPS, Endpoint, Health, Plans, State
 
 if TYPE_CHECKING:
     from lb.config import schema
@@ -40,6 +40,7 @@ CONFIG = "config"
 VERDICTS = "verdicts"
 UPSTREAM = "upstream/"
 CONTROL = "control/"
+TLS = "tls/"  # By digest: what somebody shows, or accepts.
 
 PART_BACKENDS_MAX = 500
 SCALE_MAX = 5_040  # Of weights; what 1 to 10 addresses divide evenly, and 12, 14, 15, 16 too.
@@ -79,6 +80,22 @@ class UpstreamPart:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificates:
+    """
+    What the files hold that a config names: `pairs` by certificate and key, `bundles` by name.
+
+    `parts` holds the PEM of each, by the name of its part. No key is anywhere else.
+    """
+
+    pairs: Mapping[tuple[str, str], model.CertificateRef] = field(default_factory=dict)
+    bundles: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+NO_CERTIFICATES = Certificates()
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """What an edition is made from. None of it is changed afterwards, only replaced."""
 
@@ -87,6 +104,7 @@ class Sources:
     registry: Registry
     verdicts: Verdicts = field(default_factory=dict)
     resolved: Resolved = field(default_factory=dict)
+    certificates: Certificates = NO_CERTIFICATES
 
 
 class BackendRow(NamedTuple):
@@ -105,6 +123,7 @@ class BackendRow(NamedTuple):
 
 def is_name(address: str) -> bool:
     """Whether a backend's address must be resolved before anyone can connect to it."""
+    address = address.removeprefix(HTTPS)
     if address.startswith(("unix:", "[")):
         return False
     host = address.rpartition(":")[0]
@@ -156,7 +175,7 @@ class Composer:
     def __init__(self, node: str, via: str) -> None:
         self._node = node
         self._via = via
-        self._config: tuple[object, int, bytes] = (None, 0, b"")
+        self._config: tuple[object, int, object, bytes] = (None, 0, None, b"")
         self._verdicts: tuple[object, bytes] = (None, b"")
         self._upstreams: dict[str, _Composed] = {}
 
@@ -171,17 +190,25 @@ class Composer:
             parts.update(upstreams[name].bodies)
         self._upstreams = upstreams  # Those that are gone are forgotten.
         parts[VERDICTS] = self._verdicts_part(sources.verdicts)
+        parts.update(sources.certificates.parts)
         if extra:
             assert all(name.startswith(CONTROL) for name in extra)
             parts.update(extra)
         return Edition(number, sources.registry.revision, parts)
 
     def _config_part(self, sources: Sources) -> bytes:
-        config, generation, body = self._config
-        if config is not sources.config or generation != sources.generation:
-            plans = plan(sources.config, self._node, self._via, sources.generation)
+        config, generation, certificates, body = self._config
+        if (
+            config is not sources.config
+            or generation != sources.generation
+            or certificates is not sources.certificates
+        ):
+            certificates = sources.certificates
+            plans = plan(
+                sources.config, self._node, self._via, sources.generation, sources.certificates
+            )
             body = orjson.dumps(plans)
-            self._config = (sources.config, sources.generation, body)
+            self._config = (sources.config, sources.generation, certificates, body)
         return body
 
     def _verdicts_part(self, verdicts: Verdicts) -> bytes:
@@ -218,7 +245,10 @@ def _encode_upstream(name: str, rows: Sequence[BackendRow], resolved: Resolved) 
     for index, start in enumerate(range(0, len(rows) or 1, PART_BACKENDS_MAX)):
         end = start + PART_BACKENDS_MAX
         endpoints = [
-            (row.key, address, share_weight(row.weight, len(each), scale), row.state, row.backup)
+            (
+                *(row.key, address, share_weight(row.weight, len(each), scale)),
+                *(row.state, row.backup, *host_in(row.address)),
+            )
             for row, each in zip(rows[start:end], addresses[start:end], strict=True)
             for address in each
         ]
@@ -227,6 +257,13 @@ def _encode_upstream(name: str, rows: Sequence[BackendRow], resolved: Resolved) 
             {"upstream": name, "index": index, "revision": revision, "endpoints": endpoints}
         )
     return parts
+
+
+def host_in(address: str) -> tuple[str, ...]:
+    """The name or address in an `https://` address; nothing for others."""
+    if not address.startswith(HTTPS):
+        return ()
+    return (address.removeprefix(HTTPS).rpartition(":")[0].strip("[]"),)
 
 
 def share_scale(counts: Collection[int]) -> int:
@@ -242,21 +279,33 @@ def share_weight(weight: int, count: int, scale: int) -> int:
     return max(1, round(weight * scale / count))
 
 
-def plan(config: schema.Config, node: str, via: str, generation: int) -> Plans:
+def plan(
+    config: schema.Config,
+    node: str,
+    via: str,
+    generation: int,
+    certificates: Certificates = NO_CERTIFICATES,
+) -> Plans:
     """The part of a config that workers act on."""
     log = config.access_log
     return Plans(
         node=node,
         via=via,
         generation=generation,
-        listeners=tuple(_plan_listener(name, each) for name, each in config.listener.items()),
+        listeners=tuple(
+            _plan_listener(name, each, certificates) for name, each in config.listener.items()
+        ),
         routes=tuple(_plan_route(name, each) for name, each in config.route.items()),
-        upstreams=tuple(_plan_upstream(name, each) for name, each in config.upstream.items()),
+        upstreams=tuple(
+            _plan_upstream(name, each, certificates) for name, each in config.upstream.items()
+        ),
         access_log=model.AccessLog(log.output, log.format, tuple(log.redact)),
     )
 
 
-def _plan_listener(name: str, listener: schema.Listener) -> model.Listener:
+def _plan_listener(
+    name: str, listener: schema.Listener, certificates: Certificates
+) -> model.Listener:
     limits, timeouts = listener.limits, listener.timeouts
     return model.Listener(
         name=name,
@@ -264,6 +313,7 @@ def _plan_listener(name: str, listener: schema.Listener) -> model.Listener:
         upstream=listener.upstream,
         ready_path=listener.ready_path,
         trusted_proxies=tuple(listener.trusted_proxies),
+        tls=_plan_tls(listener, certificates),
         limits=model.ListenerLimits(
             connections=limits.connections,
             header_bytes=limits.header_bytes,
@@ -271,6 +321,17 @@ def _plan_listener(name: str, listener: schema.Listener) -> model.Listener:
             request_line=limits.request_line,
         ),
         timeouts=model.ListenerTimeouts(timeouts.header, timeouts.stall, timeouts.idle),
+    )
+
+
+def _plan_tls(listener: schema.Listener, certificates: Certificates) -> model.ListenerTls | None:
+    if not listener.tls:
+        return None
+    return model.ListenerTls(
+        certificates=tuple(certificates.pairs[pair.cert, pair.key] for pair in listener.tls),
+        minimum=listener.tls_min,
+        client_auth=listener.client_auth,
+        client_ca=certificates.bundles[listener.client_ca] if listener.client_ca else "",
     )
 
 
@@ -302,8 +363,11 @@ def is_checked(health: schema.Health | None) -> bool:
     return health is not None and health.active
 
 
-def _plan_upstream(name: str, upstream: schema.Upstream) -> model.Upstream:
+def _plan_upstream(
+    name: str, upstream: schema.Upstream, certificates: Certificates
+) -> model.Upstream:
     retries, timeouts, limits = upstream.retries, upstream.timeouts, upstream.limits
+    tls = upstream.tls
     return model.Upstream(
         name=name,
         balance=upstream.balance,
@@ -320,6 +384,12 @@ def _plan_upstream(name: str, upstream: schema.Upstream) -> model.Upstream:
         keepalive=model.Keepalive(upstream.keepalive.idle_max, upstream.keepalive.idle),
         drain=model.Drain(upstream.drain.soft, upstream.drain.force),
         host=upstream.host,
+        tls=model.UpstreamTls(
+            verify=tls.verify,
+            name=tls.name,
+            ca=certificates.bundles[tls.ca] if tls.ca else "",
+            certificate=certificates.pairs[tls.cert, tls.key].digest if tls.cert else "",
+        ),
     )
 
 
@@ -380,8 +450,8 @@ def decode_upstream(body: bytes) -> UpstreamPart:
     """Read one `upstream/<name>/<k>` part."""
     plain = orjson.loads(body)
     endpoints = tuple(
-        Endpoint(key, address, weight, _STATES[state], backup)
-        for key, address, weight, state, backup in plain["endpoints"]
+        Endpoint(key, address, weight, _STATES[state], backup, *host)
+        for key, address, weight, state, backup, *host in plain["endpoints"]
     )
     return UpstreamPart(plain["upstream"], plain["index"], plain["revision"], endpoints)
 
@@ -411,6 +481,7 @@ class Change:
     plans: Plans | None
     upstreams: dict[str, tuple[Endpoint, ...]] | None
     verdicts: dict[str, dict[str, Health]] | None
+    material: dict[str, bytes] | None = field(default=None, repr=False)
 
 
 class Assembly:
@@ -432,7 +503,10 @@ class Assembly:
         """Take in one part of the next edition."""
         if name.startswith(CONTROL):
             return
-        self._parts[name] = _DECODERS.get(name, decode_upstream)(body)
+        if name.startswith(TLS):
+            self._parts[name] = body
+        else:
+            self._parts[name] = _DECODERS.get(name, decode_upstream)(body)
         self.digests[name] = digest(body)
         self._changed.add(name)
 
@@ -453,6 +527,7 @@ class Assembly:
             plans=self._parts[CONFIG] if CONFIG in changed else None,
             upstreams=self._join_upstreams(changed),
             verdicts=self._parts[VERDICTS] if VERDICTS in changed else None,
+            material=self._join_material(changed),
         )
 
     def load(self, edition: Edition) -> Change:
@@ -462,6 +537,15 @@ class Assembly:
         for name, body in edition.parts.items():
             self.put(name, body)
         return self.commit(edition.number)
+
+    def _join_material(self, changed: Iterable[str]) -> dict[str, bytes] | None:
+        if not any(name.startswith(TLS) for name in changed):
+            return None
+        return {
+            name.removeprefix(TLS): body
+            for name, body in self._parts.items()
+            if name.startswith(TLS)
+        }
 
     def _join_upstreams(self, changed: Iterable[str]) -> dict[str, tuple[Endpoint, ...]] | None:
         touched = {name.split("/")[1] for name in changed if name.startswith(UPSTREAM)}

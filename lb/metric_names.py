@@ -119,6 +119,9 @@ FAMILIES: dict[str, Family] = {
     "lb_tls_cert_expiry_timestamp_seconds": _gauge(
         "listener names", "When a certificate expires, in seconds since 1970."
     ),
+    "lb_tls_cert_refused": _gauge(
+        "listener names", "1 while what is on disk cannot be used, and the one before is shown."
+    ),
     # Queue and plugins.
     "lb_queue_length": _gauge("upstream", "Requests that wait for a backend."),
     "lb_rate_limited_total": _counter("route", "Requests refused by a rate limit."),

@@ -23,6 +23,7 @@ from lb.link import Frame, Message, Stream
 from lb.metrics import Meters
 from lb.proxy.listener import Listeners
 from lb.proxy.switchboard import Switchboard
+from lb.proxy.tls_contexts import quiet_names
 
 log = logging.getLogger(__name__)
 
@@ -272,7 +273,7 @@ class Worker:
                 address for listener in change.plans.listeners for address in listener.addresses
             )
         assert self._switchboard is not None, "an edition comes with the welcome or after it"
-        self._switchboard.install(change.plans, change.upstreams, change.verdicts)
+        self._switchboard.install(change.plans, change.upstreams, change.verdicts, change.material)
         if any(queue[0] in self._wanted for queue in self._held):
             self._inbox.put_nowait(({"kind": "tend"}, []))
         self._say_where_we_are()
@@ -282,6 +283,7 @@ def main() -> int:
     """Run one worker."""
     words = child.parse_words(fd=int, slot=int)
     daemonlog.start(f"worker {words.slot}")
+    quiet_names()
     return child.main(lambda: Worker(words.slot).main(words.fd))
 
 

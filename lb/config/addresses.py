@@ -21,16 +21,23 @@ class BadAddressError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`host` and `port`, or `path` of a unix socket. Empty host: all addresses."""
+    """
+    `host` and `port`, or `path` of a unix socket. Empty host: all addresses.
+
+    `secure`: a backend that TLS is spoken with.
+    """
 
     host: str = ""
     port: int = 0
     path: str = ""
+    secure: bool = False
 
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        scheme = "https://" if self.secure else ""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}{host}:{self.port}"
 
     @property
     def is_local(self) -> bool:
@@ -66,25 +73,31 @@ def listen_address(text: str) -> Address:
 
 
 def backend_address(text: str) -> Address:
-    """Read where a backend is: `host:port`, `[ip6]:port` or `unix:/path`."""
+    """Read where a backend is: `host:port`, `[ip6]:port`, `https://host:port`, `unix:/path`."""
     if text.startswith("unix:"):
         return Address(path=_unix_path(text))
     scheme, mark, rest = text.partition("://")
-    if mark:
-        if scheme in {"https", "srv"}:
+    secure = scheme == "https" and bool(mark)
+    if secure:
+        host, slash, _ = rest.partition("/")
+        if slash:
+            raise BadAddressError(f'"{text}" is not an address', f'write "https://{host}"')
+        text = rest
+    elif mark:
+        if scheme == "srv":
             raise BadAddressError(f'"{scheme}://" backends are not yet supported')
         bare = rest.split("/")[0]
         raise BadAddressError(f'"{text}" is not an address', f'write "{bare}"' if bare else "")
-    host, port = _host_and_port(text, "80")
+    host, port = _host_and_port(text, "443" if secure else "80")
     if not host:
         raise BadAddressError(f'"{text}" names no host', f'write "127.0.0.1:{port}"')
     try:
-        return Address(host=str(ipaddress.ip_address(host)), port=port)
+        return Address(host=str(ipaddress.ip_address(host)), port=port, secure=secure)
     except ValueError:
         pass  # Not an IP address: then it must be a name.
     if not is_host_name(host):
         raise BadAddressError(f'"{host}" is neither an IP address nor a host name')
-    return Address(host=host.lower(), port=port)
+    return Address(host=host.lower(), port=port, secure=secure)
 
 
 def is_host_name(text: str) -> bool:

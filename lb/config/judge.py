@@ -43,12 +43,12 @@ def judge(files: Files) -> Config:
     if rest is not None:
         findings += check(rest, sound=sound)
     if findings or files.problems:
-        raise _errors(files, findings, unread)
+        raise errors_of(files, findings, unread)
     assert config is not None, "no Config, yet nothing wrong with it"
     return config
 
 
-def _errors(files: Files, findings: list[Finding], unread: int) -> ConfigErrors:
+def errors_of(files: Files, findings: list[Finding], unread: int = 0) -> ConfigErrors:
     """Sort what was found as the files are read, and give the first ones their place."""
     found: dict[tuple[Order, str], Problem | Finding] = {
         (files.order_of(problem), problem.message): problem for problem in files.problems

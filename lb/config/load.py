@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+from lb.config.certificates import check_certificates
 from lb.config.checks import warnings
 from lb.config.files import Files
 from lb.config.find import find_config
-from lb.config.judge import judge
+from lb.config.judge import errors_of, judge
 from lb.config.problem import ConfigErrors, Problem
-from lb.config.schema import Config
+from lb.config.schema import Config, Listener, Section
+
+S = TypeVar("S", bound=Section)
 
 __all__ = ["ConfigErrors", "Loaded", "Problem", "find_config", "load"]
 
@@ -31,14 +35,22 @@ class Loaded:
     warnings: tuple[str, ...] = ()
 
 
-def load(path: str, environ: Mapping[str, str]) -> Loaded:
-    """Read, judge and complete a configuration. Raises `ConfigErrors` with all that is wrong."""
+def load(path: str, environ: Mapping[str, str], patience: float = 0.0) -> Loaded:
+    """
+    Read, judge and complete a configuration. Raises `ConfigErrors` with all that is wrong.
+
+    A certificate and a key that do not match are looked at again for `patience` seconds:
+    somebody may be replacing them just now.
+    """
     files = Files(environ)
     files.read(path)
     if not files.tree and files.problems:
         raise ConfigErrors(files.problems)
     config = _complete(judge(files), os.path.dirname(os.path.abspath(path)), environ)
-    return Loaded(config, tuple(files.names), files.digest, warnings(config))
+    findings, more = check_certificates(config, files.tree, patience)
+    if findings:
+        raise errors_of(files, findings)
+    return Loaded(config, tuple(files.names), files.digest, (*warnings(config), *more))
 
 
 def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config:
@@ -49,6 +61,16 @@ def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config
         data_dir = environ.get("STATE_DIRECTORY", "").split(":", maxsplit=1)[0] or data_dir
     return config.model_copy(
         update={
+            "listener": {
+                name: _place_listener(listener, folder)
+                for name, listener in config.listener.items()
+            },
+            "upstream": {
+                name: upstream.model_copy(
+                    update={"tls": _place(upstream.tls, folder, "ca", "cert", "key")}
+                )
+                for name, upstream in config.upstream.items()
+            },
             "node": node.model_copy(update={"data_dir": os.path.join(folder, data_dir)}),
             "log": config.log.model_copy(
                 update={"output": _beside(config.log.output, folder, {"stderr", "stdout"})}
@@ -58,6 +80,18 @@ def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config
             ),
         }
     )
+
+
+def _place_listener(listener: Listener, folder: str) -> Listener:
+    pairs = [_place(pair, folder, "cert", "key") for pair in listener.tls]
+    return _place(listener.model_copy(update={"tls": pairs}), folder, "client_ca")
+
+
+def _place(section: S, folder: str, *keys: str) -> S:
+    """Make file names absolute; what is not there stays so."""
+    names = {key: getattr(section, key) for key in keys}
+    placed = {key: os.path.join(folder, name) for key, name in names.items() if name}
+    return section.model_copy(update=placed)
 
 
 def _beside(output: str, folder: str, words: set[str]) -> str:

@@ -20,6 +20,7 @@ from lb.config.schema import Config
 from lb.errors import OperatorError, OurError
 
 PARSE_SECONDS_MAX = 30.0
+PATIENCE = 10.0  # Seconds for a certificate and a key to match that are being replaced.
 OUTPUT_BYTES_MAX = 64 * 1024 * 1024  # 1 MiB of plain addresses becomes some 20 MiB.
 STDERR_BYTES_MAX = 64 * 1024
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
     (path,) = arguments
     plain: dict[str, Any]
     try:
-        loaded = load(path, os.environ)
+        loaded = load(path, os.environ, PATIENCE)
     except ConfigErrors as errors:
         plain, status = errors.as_plain(), errors.exit_status
     else:

@@ -58,12 +58,14 @@ from lb.config.upstreams import (
     Retries,
     Upstream,
     UpstreamTimeouts,
+    UpstreamTls,
 )
 
 __all__ = [
     "AccessLog",
     "Admin",
     "Backend",
+    "Certificate",
     "Config",
     "Drain",
     "Health",
@@ -79,6 +81,7 @@ __all__ = [
     "Section",
     "Upstream",
     "UpstreamTimeouts",
+    "UpstreamTls",
 ]
 
 WORKERS_MAX = 256
@@ -230,19 +233,51 @@ class ListenerTimeouts(Section):
     )
 
 
+class Certificate(Section):
+    """A certificate that we show, with its chain, and its key."""
+
+    noun = "a certificate"
+
+    cert: Annotated[str, Text()] = Field(
+        description="A PEM file: the certificate, then those that lead from it to its authority.",
+        examples=["example.pem"],
+    )
+    key: Annotated[str, Text()] = Field(
+        description="A PEM file with its private key, without a passphrase.",
+        examples=["example.key"],
+    )
+
+
 class Listener(Section):
     """An address that we accept clients on."""
 
     noun = "a listener"
-    later = frozenset(
-        {"tls", "tls_min", "client_auth", "client_ca", "proxy_protocol"} | {"plugins"}
-    )
+    later = frozenset({"proxy_protocol", "plugins"})
 
     address: Annotated[list[Annotated[str, ListenAddress()]], OrOne(), Field(min_length=1)] = Field(
         description="Where to accept; one address or several.", examples=["0.0.0.0:8080"]
     )
     upstream: Annotated[str, Name()] | None = Field(
         default=None, description="Where a request goes that no route matches.", examples=["app"]
+    )
+    tls: Annotated[list[Certificate], OrOne()] = Field(
+        default=[],
+        description="Speak TLS, by these certificates; the name that a client asks for decides,"
+        " and who asks for none of them gets the first. Read again when the files change.",
+        examples=[{"cert": "example.pem", "key": "example.key"}],
+    )
+    tls_min: Annotated[str, Choice(("1.2", "1.3"))] = Field(
+        default="1.2", description="The oldest version of TLS to speak."
+    )
+    client_auth: Annotated[str, Choice(("none", "request", "require"))] = Field(
+        default="none",
+        description="Whether clients have to show a certificate; its subject goes to backends in"
+        " X-Client-Cert-Subject.",
+    )
+    client_ca: Annotated[str, Text()] | None = Field(
+        default=None,
+        description="A PEM file with the authorities that clients' certificates must come from.",
+        examples=["clients-ca.pem"],
     )
     ready_path: Annotated[str, UrlPath()] | None = Field(
         default=None,
@@ -260,6 +295,28 @@ class Listener(Section):
     timeouts: ListenerTimeouts = Field(
         default=ListenerTimeouts(), description="How long a client may take."
     )
+
+    @model_validator(mode="after")
+    def _tls_fits(self) -> Listener:
+        if not self.tls:
+            for key in ("tls_min", "client_auth", "client_ca"):
+                if key in self.model_fields_set and getattr(self, key) != (
+                    type(self).model_fields[key].default
+                ):
+                    raise wrong(f"{key} means nothing without tls", "add tls", at=(key,))
+        elif self.client_auth != "none" and self.client_ca is None:
+            raise wrong(
+                "nobody's certificate could be checked",
+                'add client_ca = "clients-ca.pem"',
+                at=("client_auth",),
+            )
+        elif self.client_auth == "none" and self.client_ca is not None:
+            raise wrong(
+                'client_ca means nothing while client_auth is "none"',
+                'add client_auth = "require"',
+                at=("client_ca",),
+            )
+        return self
 
 
 class Respond(Section):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from lb.config.addresses import BadAddressError, backend_address
 from lb.config.kinds import (
     BackendAddress,
     Choice,
@@ -196,11 +197,52 @@ class UpstreamLimits(Section):
     )
 
 
+class UpstreamTls(Section):
+    """TLS with backends whose address begins with https://."""
+
+    noun = "an upstream's tls"
+
+    verify: Annotated[bool, Flag()] = Field(
+        default=True, description="Speak only with whom their certificate says we mean."
+    )
+    ca: Annotated[str, Text(empty=True)] = Field(
+        default="",
+        description="A PEM file with the authorities to accept; default: the system's.",
+        examples=["backends-ca.pem"],
+    )
+    name: Annotated[str, Text(empty=True)] = Field(
+        default="",
+        description="The name to ask for and to expect; default: the address's own.",
+        examples=["api.internal"],
+    )
+    cert: Annotated[str, Text(empty=True)] = Field(
+        default="", description="A certificate to show, in PEM.", examples=["lb.pem"]
+    )
+    key: Annotated[str, Text(empty=True)] = Field(
+        default="", description="Its private key, in PEM.", examples=["lb.key"]
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> UpstreamTls:
+        if bool(self.cert) != bool(self.key):
+            there, missing = ("cert", "key") if self.cert else ("key", "cert")
+            raise wrong(f"{there} needs its {missing}", f"add {missing}", at=(there,))
+        if self.name:
+            try:
+                host = backend_address(f"{self.name}:443").host
+            except BadAddressError as error:
+                raise wrong(f"{shown(self.name)} is not a host", error.hint, at=("name",)) from None
+            assert host, "an address has one"
+        if self.ca and not self.verify:
+            raise wrong("ca means nothing without verify", "leave one out", at=("ca",))
+        return self
+
+
 class Upstream(Section):
     """A named set of backends, with one way of choosing among them."""
 
     noun = "an upstream"
-    later = frozenset({"outlier", "slow_start", "tls", "send_proxy"})
+    later = frozenset({"outlier", "slow_start", "send_proxy"})
 
     balance: Annotated[
         str,
@@ -239,6 +281,9 @@ class Upstream(Section):
     )
     drain: Drain = Field(
         default=Drain(), description="How a backend leaves that still has requests."
+    )
+    tls: UpstreamTls = Field(
+        default=UpstreamTls(), description="TLS with backends that are https://."
     )
     host: Annotated[str, BackendHost()] = Field(
         default="keep",

@@ -22,6 +22,7 @@ def gauges(desk: Desk) -> Iterator[Metric]:
     yield from standard_metrics(__version__)
     yield from _of_config(standing)
     yield from _of_workers(standing)
+    yield from _of_certificates(standing)
     yield from _of_group(desk)
     yield from _of_backends(desk)
     yield from _of_checks(desk)
@@ -48,6 +49,27 @@ def _of_workers(standing: Standing) -> Iterator[Metric]:
     yield family(
         "lb_worker_restarts_total",
         [({"worker": str(each.slot)}, each.restarts) for each in workers],
+    )
+
+
+def _of_certificates(standing: Standing) -> Iterator[Metric]:
+    ends: dict[tuple[str, str], float] = {}
+    refused: dict[tuple[str, str], bool] = {}
+    for each in standing.certificates:
+        names = ",".join(each["names"] or [each["cert"].rpartition("/")[2]])
+        for user in each["used_by"]:
+            kind, _, name = user.partition(".")
+            key = (name if kind == "listener" else "", names)
+            if each["expires"] is not None:
+                ends[key] = min(each["expires"], ends.get(key, each["expires"]))
+            refused[key] = refused.get(key, False) or each["error"] is not None
+    yield family(
+        "lb_tls_cert_expiry_timestamp_seconds",
+        [({"listener": key[0], "names": key[1]}, end) for key, end in ends.items()],
+    )
+    yield family(
+        "lb_tls_cert_refused",
+        [({"listener": key[0], "names": key[1]}, value) for key, value in refused.items()],
     )
 
 

@@ -73,6 +73,7 @@ class Reads:
                     "quorum": True,
                     "state": "alone",
                 },
+                "certificates": list(standing.certificates),
                 "traffic": self._traffic(desk.reading()),
             },
             X_Revision=str(desk.routed_revision()),

@@ -52,7 +52,8 @@ class Standing:
     `started` is wall time. `on_disk` is `same`, `changed` or `invalid: ...`. `error` is the
     full text of the last failed reload, or None. `files` are all files of the config in force.
     `reloads` counts reloads by result (`ok`, `failed`); `reloaded` is the time of the last good
-    one. `stopping` is true from the first stop signal on. `pid` is the supervisor's.
+    one. `certificates`: `{"used_by", "cert", "names", "expires", "error"}` of each.
+    `stopping` is true from the first stop signal on. `pid` is the supervisor's.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Standing:
     reloads: Mapping[str, int]
     workers: Sequence[WorkerStanding]
     stopping: bool = False
+    certificates: Sequence[Mapping[str, Any]] = ()
 
 
 class Desk(Protocol):

@@ -13,6 +13,7 @@ import asyncio
 import errno
 import os
 import socket
+import ssl
 from dataclasses import dataclass
 
 import aiohttp
@@ -20,6 +21,7 @@ from yarl import URL
 
 from lb import __version__
 from lb.config.schema import Health
+from lb.model import HTTPS
 
 BODY_BYTES_MAX = 64 * 1024  # Of an answer, searched for `body`.
 REASON_MAX = 200
@@ -33,18 +35,25 @@ ASKED_AS = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is probed, and how. `host` is what Host says unless the check says otherwise."""
+    """
+    What is probed, and how. `host` is what Host says unless the check says otherwise.
+
+    `tls` and `name`, for addresses that are https://: by which terms, and whom we expect.
+    """
 
     upstream: str
     address: str
     host: str
     check: Health
+    tls: ssl.SSLContext | None = None
+    name: str = ""
 
     @property
     def target(self) -> list[object]:
         """What a verdict is about: while this stays, the verdict holds, whatever else changes."""
         check = self.check
-        return [check.type, check.path, check.port, check.host, check.expect, check.body, self.host]
+        return [check.type, check.path, check.port, check.host, check.expect, check.body, self.host,
+                self.name]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,10 @@ class Asker:
             if subject.check.type == "tcp":
                 return await _connect(subject)
             return await self._get(subject)
+        except aiohttp.ClientConnectorCertificateError as error:
+            reason = f"the certificate is not accepted: {_certificate_words(error)}"
+        except aiohttp.ClientConnectorSSLError as error:
+            reason = f"no TLS: {_words(error.os_error)}"
         except aiohttp.ClientConnectorError as error:
             reason = _words(error.os_error)
         except aiohttp.ServerDisconnectedError:
@@ -86,7 +99,8 @@ class Asker:
     async def _get(self, subject: Subject) -> Answer:
         check, address = subject.check, subject.address
         if not address.startswith("unix:"):
-            url = URL(f"http://{_probed_address(subject)}{check.path}", encoded=True)
+            scheme = "http" if subject.tls is None else "https"
+            url = URL(f"{scheme}://{_probed_address(subject)}{check.path}", encoded=True)
             return await _judge(self._session, url, subject)
         # A connector is for one path; a session that lasts would have to be kept per endpoint.
         connector = aiohttp.UnixConnector(address.removeprefix("unix:"), force_close=True)
@@ -106,8 +120,15 @@ def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
 
 async def _judge(session: aiohttp.ClientSession, url: URL, subject: Subject) -> Answer:
     check = subject.check
-    headers = {**ASKED_AS, "Host": check.host or subject.host.removesuffix(":80")}
-    async with session.get(url, headers=headers, allow_redirects=False) as response:
+    port = ":80" if subject.tls is None else ":443"
+    headers = {**ASKED_AS, "Host": check.host or subject.host.removesuffix(port)}
+    async with session.get(
+        url,
+        headers=headers,
+        allow_redirects=False,
+        ssl=subject.tls or True,
+        server_hostname=subject.name or None,
+    ) as response:
         status = response.status
         if not any(first <= status <= last for first, last in check.expected):
             return Answer(False, f"status {status}, expected {check.expect}")
@@ -146,9 +167,16 @@ async def _connect(subject: Subject) -> Answer:
 
 
 def _probed_address(subject: Subject) -> str:
+    address = subject.address.removeprefix(HTTPS)
     if subject.check.port is None:
-        return subject.address
-    return f"{subject.address.rpartition(':')[0]}:{subject.check.port}"
+        return address
+    return f"{address.rpartition(':')[0]}:{subject.check.port}"
+
+
+def _certificate_words(error: aiohttp.ClientConnectorCertificateError) -> str:
+    inner = error.certificate_error
+    words = getattr(inner, "verify_message", "") or str(inner)
+    return str(words).rstrip(".")
 
 
 def _words(error: OSError) -> str:

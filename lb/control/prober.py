@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,10 +22,10 @@ from lb.config.schema import Config
 from lb.control.desk import Check
 from lb.control.looptime import LoopClock
 from lb.control.probe import Answer, Subject
-from lb.edition import Resolved, Verdicts, backends_of, endpoints_of
+from lb.edition import Resolved, Verdicts, backends_of, endpoints_of, host_in
 from lb.errors import OurError
 from lb.health import Checkup
-from lb.model import Health
+from lb.model import HTTPS, Health
 from lb.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,17 @@ class _Watch:
     task: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
-def subjects_of(config: Config, registry: Registry, resolved: Resolved) -> list[Subject]:
-    """Say what is to be probed: every endpoint of every upstream that has an active check."""
+def subjects_of(
+    config: Config,
+    registry: Registry,
+    resolved: Resolved,
+    context: Callable[[Config, str], ssl.SSLContext] | None = None,
+) -> list[Subject]:
+    """
+    Say what is to be probed: every endpoint of every upstream that has an active check.
+
+    `context` gives what an upstream's https:// backends are spoken to by.
+    """
     found: dict[Key, Subject] = {}
     for name, upstream in config.upstream.items():
         check = upstream.health
@@ -67,9 +77,16 @@ def subjects_of(config: Config, registry: Registry, resolved: Resolved) -> list[
             continue
         for row in backends_of(name, upstream, registry.upstreams.get(name)):
             # Draining and disabled ones too: who is enabled again has a verdict at once.
-            host = "localhost" if row.address.startswith("unix:") else row.address
+            host = row.address.removeprefix(HTTPS)
+            if row.address.startswith("unix:"):
+                host = "localhost"
+            tls, expected = None, ""
+            if context is not None and row.address.startswith(HTTPS):
+                tls = context(config, name)
+                expected = upstream.tls.name or host_in(row.address)[0]
             for address in endpoints_of(row.address, resolved):
-                found.setdefault((name, address), Subject(name, address, host, check))
+                subject = Subject(name, address, host, check, tls, expected)
+                found.setdefault((name, address), subject)
     return list(found.values())
 
 

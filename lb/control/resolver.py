@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from lb.config.schema import Config
 from lb.edition import Resolved, backends_of, is_name
 from lb.errors import OperatorError
+from lb.model import HTTPS
 from lb.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -195,9 +196,10 @@ class Resolver:
     def _show(self) -> None:
         resolved = {}
         for address in sorted(self._wanted | self._held):
-            host, _, port = address.rpartition(":")
-            if answer := self._answers.get(host):
-                resolved[address] = tuple(f"{ip}:{port}" for ip in answer)
+            scheme = HTTPS if address.startswith(HTTPS) else ""
+            port = address.rpartition(":")[2]
+            if answer := self._answers.get(_host(address)):
+                resolved[address] = tuple(f"{scheme}{ip}:{port}" for ip in answer)
         if resolved != self._resolved:
             self._resolved = resolved
             self._on_change()
@@ -206,7 +208,7 @@ class Resolver:
 def _host(address: str) -> str:
     if not is_name(address):
         raise OperatorError(f"{address} is no name", "only names are resolved")
-    return address.rpartition(":")[0]
+    return address.removeprefix(HTTPS).rpartition(":")[0]
 
 
 def _tidy(host: str, answer: Iterable[str]) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 What a handshake goes by: certificates, authorities, versions, who must show a certificate.
 
 A listener has one base context, and that alone decides what a client has to show, by which
-versions, and whose tickets are honoured: OpenSSL takes nothing but the certificate from the
-context that a name leads to. So no name gets around `client_auth`. The base stays as long as
+versions, and whose tickets are honoured: from the context that a name leads to OpenSSL takes
+the certificate, and the authorities that a client's own is checked by, which are the same in
+all. So no name gets around `client_auth`. The base stays as long as
 what it decides stays the same, or every new certificate would end all resumptions; a change
 of it counts from the next connection on.
 """
@@ -70,19 +71,16 @@ class ServerTls:
         before = self._policy
         if policy == before:
             return
-        contexts = [_certificates(group, material) for group in _groups(policy.certificates)]
+        groups = _groups(policy.certificates)
+        contexts = [_server_context(policy, group, material) for group in groups]
         if before is None or _demands(before) != _demands(policy):
-            base = _certificates(_groups(policy.certificates)[0], material)
-            base.minimum_version = _VERSIONS[policy.minimum]
-            base.verify_mode = _CLIENT_AUTH[policy.client_auth]
-            if policy.client_ca:
-                base.load_verify_locations(cadata=material[policy.client_ca].decode())
+            base = _server_context(policy, groups[0], material)
             base.sni_callback = self._choose
             self._base = base
         self._asks = policy.client_auth != "none"
         self._default = contexts[0]
         self._by_name = {}
-        for group, context in zip(_groups(policy.certificates), contexts, strict=True):
+        for group, context in zip(groups, contexts, strict=True):
             for name in group[0].names:
                 self._by_name.setdefault(name, context)
         self._policy = policy
@@ -187,9 +185,14 @@ def _groups(certificates: Iterable[CertificateRef]) -> list[list[CertificateRef]
     return list(groups.values())
 
 
-def _certificates(group: Iterable[CertificateRef], material: Material) -> ssl.SSLContext:
+def _server_context(
+    policy: ListenerTls, group: Iterable[CertificateRef], material: Material
+) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.minimum_version = _VERSIONS[policy.minimum]
+    context.verify_mode = _CLIENT_AUTH[policy.client_auth]
+    if policy.client_ca:
+        context.load_verify_locations(cadata=material[policy.client_ca].decode())
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(ALPN)
     for each in group:

@@ -39,7 +39,8 @@ SHOWN_LENGTH_MAX = 80  # Of what is quoted in a refusal.
 _NAME = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
 _PORT = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
-_LATER = ("https://", "srv://")
+_LATER = ("srv://",)
+_HTTPS = "https://"
 
 
 def check_command(command: Command) -> Refusal | None:
@@ -68,11 +69,11 @@ def check_address(address: str) -> Refusal | None:
         scheme = address.partition(":")[0]
         return Refusal(Code.NOT_SUPPORTED, f"{scheme}:// addresses are not yet supported")
     sound = is_text(address, ADDRESS_LENGTH_MAX)
-    if not sound or not (_is_unix(address) or _is_host_port(address)):
+    if not sound or not (_is_unix(address) or _is_host_port(address.removeprefix(_HTTPS))):
         return Refusal(
             Code.INVALID,
             f'"{_shown(address)}" is not an address of a backend',
-            'write "host:port", "[ipv6]:port" or "unix:/path"',
+            'write "host:port", "[ipv6]:port", "https://host:port" or "unix:/path"',
         )
     return None
 

@@ -129,11 +129,10 @@ def test_the_nearest_right_name(folder: Folder, line: str, hint: str) -> None:
 
 LATER = """
 node.resolver admin.tokens admin.tls group.listen plugins.use
-listener.web.tls listener.web.tls_min listener.web.client_auth listener.web.client_ca
 listener.web.proxy_protocol listener.web.plugins
 listener.web.limits.per_client listener.web.limits.body_rate
 route.api.plugins
-upstream.app.outlier upstream.app.slow_start upstream.app.tls
+upstream.app.outlier upstream.app.slow_start
 upstream.app.send_proxy
 """
 

@@ -62,6 +62,7 @@ class Proxy:
         log: str = "off",
         pause: float = 0.001,
         narrow: bool = False,
+        material: dict[str, bytes] | None = None,
     ) -> None:
         self.errors: list[dict[str, Any]] = []
         self._memory = create_memory()
@@ -75,6 +76,7 @@ class Proxy:
         self.listener = replace(listener, addresses=(f"127.0.0.1:{self.port}",))
         self._rng = Pauses(7)
         self._rng.pause = pause
+        self._material = material
         self._plans = Plans(
             node="test",
             via="lb-00000000",
@@ -126,7 +128,7 @@ class Proxy:
         self.listeners = Listeners(loop, self.switchboard)
         self._ticks = 0
         self.switchboard.worker.deadlines.every_tick(self._count_tick)
-        self.switchboard.install(self._plans, {"app": self._endpoints}, {})
+        self.switchboard.install(self._plans, {"app": self._endpoints}, {}, self._material)
         await self.listeners.open(self.listener.addresses[0], 0, self._sock)
 
     def install(
