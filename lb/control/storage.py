@@ -267,6 +267,7 @@ class Storage:
     def _take_in(self, persist: Persist) -> list[Record]:
         """Turn one into records, and know from now on what they say."""
         records: list[Record] = []
+        before = self._hard  # Perhaps of an earlier one of the same group, and sure together.
         if persist.snapshot is not None:
             meta = persist.snapshot
             assert self._files.exists(f"{self.path}/{snapshot_name(meta)}"), "put before named"
@@ -283,10 +284,7 @@ class Storage:
         if persist.hard is not None:
             assert persist.hard.term >= self._hard.term, "a term never goes back"
             self._hard = _at_least(persist.hard, self._hard.commit)
-        promises = records or (self._hard.term, self._hard.vote) != (
-            self._sure_hard.term,
-            self._sure_hard.vote,
-        )
+        promises = records or (self._hard.term, self._hard.vote) != (before.term, before.vote)
         assert persist.must_sync or not promises, "a promise must be sure before it is told"
         return records
 
