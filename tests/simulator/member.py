@@ -87,6 +87,7 @@ class Member:
         self._rng = world.chance(f"member {number}")
         self._paused_until = 0
         self._armed: tuple[str, int, int] | None = None
+        self.doomed = False  # Its next sync fails.
         self._fails_for = 0
         self._backlog: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._errands: list[Errand] = []
@@ -113,7 +114,11 @@ class Member:
         """Start the process, from what is on the disk."""
         if self.gone or self.node is not None:
             return
-        contents = self.disk.start()
+        try:
+            contents = self.disk.start()
+        except DiskFailedError:
+            self._disk_failed()
+            return
         meta = contents.snapshot.meta
         self._world.invariants.started(self.shadow, contents)
         self.machine = Machine.load(contents.snapshot.data) if meta.index else Machine()
@@ -186,6 +191,7 @@ class Member:
     def fail_disk(self, length: int) -> None:
         """Let the next sync fail; the member is replaced after a while."""
         self._fails_for = length
+        self.doomed = True
         self.disk.fail_next()
 
     def fill_disk(self) -> None:
@@ -241,10 +247,14 @@ class Member:
             self._crash_now()
             return
         except DiskFailedError:
-            self._world.tally.fired[Strike.DISK_ERROR.value] += 1
-            self._world.replace(self, self._fails_for)
+            self._disk_failed()
             return
         self._world.invariants.stepped(self.shadow, node)
+
+    def _disk_failed(self) -> None:
+        """What this member promised is in doubt, so it must be gone; another comes for it."""
+        self._world.tally.fired[Strike.DISK_ERROR.value] += 1
+        self._world.replace(self, self._fails_for)
 
     def _crash_now(self) -> None:
         armed = self._armed

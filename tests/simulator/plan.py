@@ -105,6 +105,7 @@ class Plan:
     heartbeat_ticks: int
     pre_vote: bool
     links: Links
+    real_disks: bool  # The real code for the log, on a disk that tears; else plain values.
     sync: int  # About how long an fdatasync takes.
     clients: int
     calls: int  # Of all clients together, at most.
@@ -145,6 +146,7 @@ def draw(seed: int, long: bool = False) -> Plan:
         pre_vote=rng.random() < 0.9,
         links=_draw_links(rng, election),
         sync=rng.choice((100, 500, 2_000, election // 20)),
+        real_disks=stream(seed, "disks").random() < (0.5 if long else 0.25),
         clients=clients,
         calls=rng.randrange(20, 60) * (6 if long else 1),
         pause_between=rng.choice((1, 5, 20)) * MS + election // 8,

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from lb.control.storage import DiskFullError, Sizes, Storage, StorageFailedError
 from lb.control.wal import DamagedLog, Identity
-from lb.raft.messages import ConfState, Persist, SnapMeta, Snapshot
+from lb.errors import StartError
+from lb.raft.messages import ConfState, HardState, Persist, SnapMeta, Snapshot
 from raft.fake_disk import FakeDisk, PowerCut
 from simulator.disks import Contents, DiskFailedError
 from simulator.shadow import ViolationError
@@ -35,7 +36,6 @@ class RealDisk:
         self._rng = rng
         self._tally = tally
         self._files = FakeDisk(rng)
-        self._files.folders[""] = self._files.folders[""]
         self._storage: Storage | None = None
         self._made = False
 
@@ -48,11 +48,15 @@ class RealDisk:
                 self._files, DIRECTORY, self._identity, self._conf, SIZES
             )
             nothing = Snapshot(SnapMeta(0, 0, self._conf), b"")
-            return Contents(self._storage.hard, nothing, 0, 0, ())
+            return Contents(HardState(), nothing, 0, 0, ())
         try:
             self._storage, found = Storage.open(self._files, DIRECTORY, SIZES)
         except DamagedLog as error:
             raise ViolationError("disks keep", f"{error}") from error
+        except StartError as error:
+            if self._files.fault is None:
+                raise
+            raise DiskFailedError from error
         meta = SnapMeta(found.snapshot.index, found.snapshot.term, found.conf)
         snapshot = Snapshot(meta, found.data or b"")
         for note in found.notes:

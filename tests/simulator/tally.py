@@ -15,7 +15,7 @@ LINK_FAULTS = (
     "message cut off",
     "message on a slow link",
 )
-DISK_FAULTS = ("write lost", "write kept")
+DISK_FAULTS = ("write lost", "write kept", "write torn", "torn write cut off")
 ARMED = {Strike.CRASH_AT}  # These count by the point at which they happened.
 
 FAULTS = (

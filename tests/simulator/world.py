@@ -20,6 +20,7 @@ from simulator.invariants import Invariants
 from simulator.member import Member
 from simulator.network import Network
 from simulator.plan import MEMBERS_MAX, Plan
+from simulator.real_disk import RealDisk
 from simulator.revisions import check_revisions, initial
 from simulator.shadow import Atlas, ViolationError
 from simulator.tally import Tally
@@ -98,7 +99,10 @@ class World:
 
     def make_disk(self, number: int, conf: ConfState) -> Disk:
         """Return a new member's disk, empty but for the group it starts from."""
-        return PlainDisk(conf, self.chance(f"disk {number}"), self.tally)
+        chance = self.chance(f"disk {number}")
+        if self.plan.real_disks:
+            return RealDisk(number, conf, chance, self.tally)
+        return PlainDisk(conf, chance, self.tally)
 
     def next_ctx(self) -> bytes:
         """Return a number for a request that was never used before, not even by another life."""
@@ -132,8 +136,8 @@ class World:
         return max(places, key=lambda place: (place.term, place.index)).conf
 
     def gone(self) -> set[int]:
-        """Return members that will never come back."""
-        return {member.number for member in self.members if member.gone}
+        """Return members that will never come back, or will soon be gone."""
+        return {member.number for member in self.members if member.gone or member.doomed}
 
     def may_lose(self, target: Member) -> bool:
         """Whether the group can afford to lose a disk for good: it replaces one before the next."""
