@@ -9,11 +9,17 @@ Methods are grouped by who calls them: the loop, the exchange, the listener.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import select
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
+from copy import copy
 from enum import Enum
+from fcntl import ioctl
 from time import monotonic
 from typing import Final, Protocol
 
@@ -36,8 +42,9 @@ from lb.proxy.tunnel import keep_alive
 WRITE_HIGH: Final = 64 * 1024
 WRITE_LOW: Final = 32 * 1024
 REQUESTS_MAX: Final = 1000  # that one connection carries
-LINGER_S: Final = 2.0  # how long we read on after the last answer, so that no RST eats it
-LINGER_BYTES_MAX: Final = 1024 * 1024
+LINGER_S: Final = 2.0  # of silence, until we read no further after the last answer
+LINGER_MAX_S: Final = 30.0  # in all: many a client reads only once it has sent everything
+LOOK_S: Final = 0.5  # how often we ask whether a client is there that we don't read from
 CLOSE_S: Final = 30.0  # for the last answer to leave
 TURNED_AWAY_MAX: Final = 1024  # clients over the limit that are told so; more are just closed
 HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
@@ -106,7 +113,7 @@ class ClientConnection:
         "_head",
         "_head_started",
         "_held",
-        "_lingered",
+        "_linger_until",
         "_phase",
         "_scanned",
         "_transport",
@@ -140,7 +147,7 @@ class ClientConnection:
         self._head: RequestHead | None = None  # of the request before, to compare with
         self._half_closed = False
         self._held = False  # by the exchange: the backend is slow
-        self._lingered = 0
+        self._linger_until = NEVER
         self._unsent = 0
         self.peer = direct("")
         self.carried = 0
@@ -188,13 +195,11 @@ class ClientConnection:
         if phase is _BODY:
             self._take_body(data)
         elif phase is _LINGER:
-            self._lingered += len(data)
-            if self._lingered > LINGER_BYTES_MAX:
-                self._transport.abort()
+            self.deadline = min(self._linger_until, monotonic() + LINGER_S)
         elif phase is not _CLOSED:
             self._buffer = self._buffer + data if self._buffer else data
             if phase is _AHEAD or self.clogged:
-                self._transport.pause_reading()
+                self._pause()
             else:
                 self._take_head()
 
@@ -235,7 +240,7 @@ class ClientConnection:
                 self._desk.worker.loop.call_soon(self._go_on)
         elif phase in (_AHEAD, _BODY):
             waits = phase is _BODY and not self._held
-            self.deadline = self._stall_deadline() if waits else NEVER
+            self.deadline = self._stall_deadline() if waits else monotonic() + LOOK_S
         if self.exchange is not None:
             self.exchange.resume_response()
 
@@ -249,7 +254,9 @@ class ClientConnection:
             self._refuse(Reply(408, "client_timeout", self._setting("timeouts.header") + "passed"))
         elif phase is _IDLE:
             self._close()
-        elif self.exchange is not None and not self._held:
+        elif phase is _AHEAD or self._held:
+            self._look(now)
+        elif self.exchange is not None:
             detail = self._setting("timeouts.stall") + "passed without more of the body"
             self.exchange.stalled(detail)
 
@@ -259,8 +266,7 @@ class ClientConnection:
         """Stop reading the request's body."""
         if not self._held and self._phase is _BODY:
             self._held = True
-            self._transport.pause_reading()
-            self.deadline = NEVER  # now the backend's clock runs
+            self._pause()  # now the backend's clock runs
 
     def release(self) -> None:
         """Read the request's body on."""
@@ -423,8 +429,38 @@ class ClientConnection:
             self.deadline = NEVER
             self._buffer = bytes(rest)
             if rest:
-                self._transport.pause_reading()
+                self._pause()
         exchange.request_data(bytes(payload), whole=rest is not None)
+
+    def _pause(self) -> None:
+        """Read no further; who goes meanwhile is found by `_look`, not by the loop."""
+        self._transport.pause_reading()
+        if not self.clogged:
+            self.deadline = monotonic() + LOOK_S
+
+    def _look(self, now: float) -> None:
+        """Give up a client that has gone while we don't read from it."""
+        sock = self._transport.get_extra_info("socket")
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLRDHUP)
+        events = poll.poll(0)
+        if not events:
+            self.deadline = now + LOOK_S
+        elif events[0][1] & ~select.POLLRDHUP or not self._has_sent_all(sock):
+            self._lose_exchange()
+            self._transport.abort()
+
+    def _has_sent_all(self, sock: socket.socket) -> bool:
+        """Whether a client that has ended its side left a whole request for us to read."""
+        if self._phase is not _BODY or self._transport.get_extra_info("tls") is not None:
+            return True  # An upload that is sealed tells its end only as it is read.
+        with socket.socket(fileno=os.dup(sock.fileno())) as twin:
+            unread = int.from_bytes(ioctl(twin, termios.FIONREAD, bytes(4)), sys.byteorder)
+            data = twin.recv(unread, socket.MSG_PEEK | socket.MSG_DONTWAIT) if unread else b""
+        try:
+            return copy(self._body).take(data)[1] is not None if self._body is not None else True
+        except FramingError:
+            return False
 
     def _refuse(self, reply: Reply, octets: bytes = b"") -> None:
         """Answer what is no request of ours to pass on, and part."""
@@ -447,7 +483,9 @@ class ClientConnection:
             return
         self._phase = _LINGER
         self._unsent = self._transport.get_write_buffer_size() + 1
-        self.deadline = monotonic() + LINGER_S
+        now = monotonic()
+        self.deadline = now + LINGER_S
+        self._linger_until = now + LINGER_MAX_S
         if not self._transport.is_closing():
             self._transport.write_eof()
             self._transport.resume_reading()
