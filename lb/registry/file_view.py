@@ -9,7 +9,8 @@ said:
    All of its change is applied, and the view becomes what it says.
 2. Else the instance was behind. If its file says what the view is, or once was, it is only
    catching up, and nothing is applied. (Not so if what it remembers was merged by rule 3: then
-   the view holds what no other file says, and only this instance can take it out again.)
+   the view holds what no other file says, and only this instance can take it out again. And if
+   what it remembers was the view more lately than what it says, that is reported as stale.)
 3. Else each backend is judged. The view says so already: nothing to do. The view is what the
    instance remembers: applied. Otherwise others have moved on: skipped, and reported as stale.
 
@@ -65,8 +66,23 @@ def judge(view: View | None, remembered: SaidByKey | None, speech: Speech) -> Ju
         return Judgement((), view)
     # What was merged may have left in the view what only this file, no view, has ever said.
     if digest_of(says) in view.past and digest_of(remembered) not in view.merged:
-        return Judgement((), view)
+        return _catch_up(view, remembered, says)
     return _judge_each(view, remembered, speech)
+
+
+def _catch_up(view: View, remembered: SaidByKey, says: SaidByKey) -> Judgement:
+    """
+    Apply nothing: others have brought the view through this change already.
+
+    Unless the view was what this file remembers after it was what it says. Then it may be an
+    old file come back, which must undo nothing, or a change that nobody else has made, since
+    they skipped a file of the row. Nobody can tell, so a person is told.
+    """
+    latest = {digest: at for at, digest in enumerate(view.past)}
+    if latest[digest_of(says)] > latest.get(digest_of(remembered), -1):
+        return Judgement((), view)
+    changes = differences(remembered, says)
+    return Judgement((), view, stale=tuple(k for k, _, now in changes if view.said.get(k) != now))
 
 
 def take_whole(view: View | None, speech: Speech) -> Judgement:
