@@ -221,13 +221,15 @@ def test_no_name_gets_around_a_required_certificate(
 @pytest.mark.parametrize("auth", ["request", "require"])
 def test_the_subject_goes_on_and_cannot_be_made_up(auth: str) -> None:
     forged = GET[:-2] + b"X-Client-Cert-Subject: CN=boss\r\nX_Client_Cert_Subject: CN=boss\r\n\r\n"
-    with serving(replace(REQUIRE, client_auth=auth)) as (proxy, origin):
-        with connected(proxy, "x.wild.example", trusting(CLIENT)) as sock:
-            ask(sock, forged)
-            (request,) = origin.requests
-            assert request.lower().count(b"client-cert-subject") == 1
-            assert rb"X-Client-Cert-Subject: CN=me\, \"I\" \C3\A9," in request
-            assert b"boss" not in request
+    with (
+        serving(replace(REQUIRE, client_auth=auth)) as (proxy, origin),
+        connected(proxy, "x.wild.example", trusting(CLIENT)) as sock,
+    ):
+        ask(sock, forged)
+        (request,) = origin.requests
+        assert request.lower().count(b"client-cert-subject") == 1
+        assert rb"X-Client-Cert-Subject: CN=me\, \"I\" \C3\A9," in request
+        assert b"boss" not in request
 
 
 def test_a_certificate_that_is_asked_for_may_be_missing() -> None:
@@ -315,9 +317,11 @@ def test_a_new_demand_holds_for_the_next_connection_and_ends_tickets() -> None:
             session = old.session
             proxy.install(changed(proxy, REQUIRE))
             assert ask(old)[1] == b"ok"
-        with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
-            with connected(proxy, context=context, session=session) as sock:
-                ask(sock)
+        with (
+            pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"),
+            connected(proxy, context=context, session=session) as sock,
+        ):
+            ask(sock)
         assert len(origin.requests) == 2
 
 
