@@ -42,7 +42,7 @@ class Worker:
         self._inbox: asyncio.Queue[tuple[Message, list[int]]] = asyncio.Queue(MESSAGES_MAX)
         self._held: dict[Queue, socket.socket] = {}  # Given to us, and not opened.
         self._open: set[Queue] = set()
-        self._leaving: set[Queue] = set()
+        self._leaving: dict[Queue, bool] = {}  # Whether it is closed for good.
         self._wanted: frozenset[str] = frozenset()  # The addresses of the newest edition.
         self._frames: deque[Frame] = deque()
         self._assembly = Assembly()
@@ -178,25 +178,26 @@ class Worker:
             self._held[address, slot] = socket.socket(fileno=fd)
 
     async def _give_back(self, message: Message, _: list[int]) -> None:
-        self._leave({queue for queue in self._queues() if queue[1] == message["slot"]})
+        lent = {queue for queue in self._queues() if queue[1] == message["slot"]}
+        self._leave(lent, for_good=False)
 
     async def _forget(self, message: Message, _: list[int]) -> None:
         gone = set(message["addresses"])
-        self._leave({queue for queue in self._queues() if queue[0] in gone})
+        self._leave({queue for queue in self._queues() if queue[0] in gone}, for_good=True)
 
-    def _leave(self, queues: set[Queue]) -> None:
+    def _leave(self, queues: set[Queue], *, for_good: bool) -> None:
         for queue in queues:
             if queue in self._held:
                 self._held.pop(queue).close()
             else:
-                self._leaving.add(queue)
+                self._leaving[queue] = for_good
 
     async def _tend_queues(self) -> None:
         """Close what is to leave, open what the edition names, and say so."""
         while self._leaving:
-            queue = self._leaving.pop()
+            queue, for_good = self._leaving.popitem()
             self._open.discard(queue)
-            await self._listeners.close(*queue)
+            await self._listeners.close(*queue, for_good=for_good)
         for queue in [queue for queue in self._held if queue[0] in self._wanted]:
             await self._listeners.open(*queue, self._held.pop(queue))
             self._open.add(queue)

@@ -48,23 +48,25 @@ class Listeners:
         server = await making
         self._servers[address, slot] = (server, sock)
 
-    async def close(self, address: str, slot: int) -> None:
+    async def close(self, address: str, slot: int, *, for_good: bool = True) -> None:
         """
         Stop accepting there.
 
         Who is in the queue has been told that we are here, so the queue is taken to its end
-        first. Connections stay: what runs ends with `Connection: close`.
+        first. Connections stay: what runs ends with `Connection: close`. `for_good`: nobody
+        else accepts there; a queue that was lent, or that another worker takes over, goes on.
         """
         found = self._servers.pop((address, slot), None)
         if found is None:
             return
         server, sock = found
-        _let_nobody_in(sock)
+        if for_good:
+            _let_nobody_in(sock)
         server.close()
         await asyncio.sleep(0)  # Handshakes that have begun end in the queue.
         await self._accept_rest(address, sock)
         sock.close()
-        if not any(served == address for served, _ in self._servers):
+        if for_good and not any(served == address for served, _ in self._servers):
             for client in tuple(self._switchboard.clients):
                 if client.came_to == address:
                     client.draining = True
@@ -72,7 +74,7 @@ class Listeners:
     async def stop_accepting(self) -> None:
         """Close every listening socket, queues taken to their ends."""
         for address, slot in tuple(self._servers):
-            await self.close(address, slot)
+            await self.close(address, slot, for_good=False)
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting, finish what runs within `seconds`, then cut what is left."""
@@ -112,6 +114,8 @@ _SO_ATTACH_FILTER: Final = 26
 def _let_nobody_in(sock: socket.socket) -> None:
     """
     Have the kernel drop who knocks from now on, as if the packet were lost.
+
+    This is the socket's, whoever else holds it, and nothing takes it back.
 
     Closing resets all who are in the queue, and between our last accept and the close somebody
     may get in. Dropped, a client knocks again a second later, and is refused in good order.
