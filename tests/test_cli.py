@@ -371,6 +371,21 @@ def test_a_reload_that_was_refused_in_part_says_so(capsys: pytest.CaptureFixture
     ]
 
 
+def test_output_that_cannot_be_written_is_one_line(office: Office) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lb.cli", "status", "--admin", office.address],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={"PYTHONPATH": str(ROOT)},
+            check=False,
+            timeout=PATIENCE,
+        )
+
+    assert done.returncode == 1
+    assert done.stderr == b"lb: the output cannot be written: No space left on device\n"
+
+
 # --- Who serves -------------------------------------------------------------------------------
 
 

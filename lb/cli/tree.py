@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib import import_module
 from typing import Any, ClassVar
@@ -11,6 +13,8 @@ import click
 from lb import __version__
 from lb.cli.output import say_error
 from lb.errors import AccordError, OperatorError
+
+NOWHERE_TO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class LazyGroup(click.Group):
@@ -79,6 +83,13 @@ class Lb(LazyGroup):
             ctx.exit(error.exit_status)
         except AccordError as error:
             say_error(error)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in NOWHERE_TO_WRITE:
+                raise
+            # What is left to write would fail once more at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            say_error(OperatorError(f"the output cannot be written: {error.strerror}"))
             ctx.exit(1)
 
 

@@ -180,6 +180,7 @@ def _change_in_words(change: Change, upstream: UpstreamEntry) -> str:
     if entry is None or change.what != "changed":
         return f"{change.key} {change.what}"
     plain = entry.to_plain()
+    plain["labels"] = " ".join(f"{name}={text}" for name, text in entry.labels.items()) or "none"
     said = ", ".join(f"{name} {plain.get(name)}" for name in change.fields)
     return f"{change.key} now has {said}"
 

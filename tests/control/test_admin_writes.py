@@ -43,13 +43,13 @@ def test_each_write_that_changes_something_leaves_one_line_in_the_log(
     office: Office, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "lb.admin"):
-        office.ask("PATCH", f"{FIRST}?note=ticket%2042", {"weight": 3, "state": "draining"})
+        office.ask("PATCH", f"{FIRST}?note=ticket%2042", {"weight": 3, "labels": {"zone": "x"}})
         office.ask("PATCH", FIRST, {"weight": 3})  # It has that by now.
         office.ask("DELETE", FIRST)
         office.ask("DELETE", SECOND)  # Refused: nobody would be left.
 
     assert [record.getMessage() for record in caplog.records] == [
-        "app: 127.0.0.1:9001 now has weight 3, state draining; revision 3 (ticket 42)",
+        "app: 127.0.0.1:9001 now has weight 3, labels zone=x; revision 3 (ticket 42)",
         "app: 127.0.0.1:9001 removed; revision 4",
     ]
 
