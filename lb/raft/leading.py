@@ -145,7 +145,7 @@ class Leadership:
     def _keeps_up(self, learner: int) -> bool:
         progress = self.peers[learner]
         return (
-            progress.caught_up
+            progress.keeps_up(self._config.election_ticks)
             and self._hears(progress)
             and progress.state is ProgressState.REPLICATE
         )
@@ -351,16 +351,14 @@ class Leadership:
 
     def _count_round(self, progress: Progress) -> None:
         ledger = self._ledger
-        progress.count_round(ledger.log.last, ledger.ticks, self._config.election_ticks)
+        progress.count_round(ledger.log.last, ledger.ticks)
 
     def _on_heartbeat_reply(self, message: Message, progress: Progress) -> PassedOver | None:
         progress.paused = False
-        self._count_round(progress)
+        self._count_round(progress)  # An idle group has no appends by which to show that.
         if progress.match < self._ledger.log.last or progress.state is ProgressState.PROBE:
             # An append may have been lost, and nothing else may come that would show it.
             progress.asked = progress.due = True
-        # An idle group has no appends by which a learner could show that it keeps up.
-        progress.count_round(self._ledger.log.last, self._ledger.ticks, self._config.election_ticks)
         if message.ctx and self.reads.acknowledge(message.frm, decode_number(message.ctx)):
             self.confirm_reads()
         return None

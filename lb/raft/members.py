@@ -107,6 +107,17 @@ class Members:
                 return conf
         raise AssertionError(f"asked for members as of {index}, which is forgotten")
 
+    def may_campaign(self, member: int, commit: int) -> bool:
+        """
+        Whether a member has a vote, or had one until a change that is not committed yet.
+
+        The second will not count its own vote, but it may be the only one whose log is complete
+        enough to win, and so to commit the change by which it leaves.
+        """
+        if member in self.in_force.voters:
+            return True
+        return self.changed_at > commit and member in self.at(commit).voters
+
     def append(self, entries: Iterable[Entry]) -> None:
         """Take in entries that the log took in."""
         for entry in entries:

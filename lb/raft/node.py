@@ -125,7 +125,8 @@ class Node:
     @property
     def promotable(self) -> bool:
         """Whether this member may campaign."""
-        return self.id in self.conf.voters and self.ledger.log.restoring is None
+        ledger = self.ledger
+        return ledger.log.restoring is None and ledger.members.may_campaign(self.id, self.commit)
 
     def status(self) -> Status:
         """Return how things stand."""
@@ -327,6 +328,7 @@ class Node:
         needs to which a snapshot is under way (for a time). The driver then forgets that much.
         """
         index = min(index, self.applied_index, self.ledger.log.snapshot_index)
+        self.ledger.members.compact(index)
         return self._leading.keep_pinned(index) if self._leading is not None else index
 
     # --- Rules of all roles -------------------------------------------------------------------

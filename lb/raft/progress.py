@@ -77,7 +77,6 @@ class Progress:
 
     __slots__ = (
         "asked",
-        "caught_up",
         "commit_sent",
         "due",
         "heard_at",
@@ -87,6 +86,7 @@ class Progress:
         "paused",
         "round_at",
         "round_end",
+        "round_ticks",
         "sending",
         "state",
     )
@@ -102,9 +102,9 @@ class Progress:
         self.commit_sent = 0
         self.heard_at = now
         self.sending: Sending | None = None
-        self.caught_up = False
         self.round_at = now
         self.round_end = last
+        self.round_ticks: int | None = None  # What the last round took; None: none is over.
 
     # --- States -------------------------------------------------------------------------------
 
@@ -173,16 +173,15 @@ class Progress:
         self.paused = False
         return True
 
-    def count_round(self, last: int, now: int, patience: int) -> None:
-        """
-        See whether a learner keeps up.
-
-        A round is over when it has what the leader had at the round's start. One that took less
-        than an election timeout: promoting it now would not make the group wait for it.
-        """
+    def count_round(self, last: int, now: int) -> None:
+        """See whether a round is over: it has what the leader had at the round's start."""
         if self.match >= self.round_end:
-            self.caught_up = now - self.round_at < patience
+            self.round_ticks = now - self.round_at
             self.round_at, self.round_end = now, last
+
+    def keeps_up(self, patience: int) -> bool:
+        """Whether its last round was short: a group that counts on it won't wait for it."""
+        return self.round_ticks is not None and self.round_ticks < patience
 
     def status(self, now: int, patience: int) -> PeerStatus:
         """Return how things stand."""
@@ -192,7 +191,7 @@ class Progress:
             next=self.next,
             inflight=len(self.inflights),
             recent_active=now - self.heard_at < patience,
-            caught_up=self.caught_up,
+            caught_up=self.keeps_up(patience),
             snapshot_offset=self.sending.offset if self.sending else 0,
         )
 

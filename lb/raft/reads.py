@@ -8,7 +8,6 @@ carries the newest. So an answer to a heartbeat that left before the read was as
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -40,7 +39,7 @@ class Reads:
         self._count = 0
         self._number = 0
         self._waiting: list[Read] = []
-        self._rounds: deque[_Round] = deque()
+        self._rounds: list[_Round] = []  # Not more than there are reads.
         self._acknowledged: dict[int, int] = {}  # The newest round that each has answered.
 
     @property
@@ -79,7 +78,7 @@ class Reads:
         done = []
         number = reached({**self._acknowledged, leader: self._number}, voters)
         while self._rounds and self._rounds[0].number <= number:
-            ended = self._rounds.popleft()
+            ended = self._rounds.pop(0)
             done += [(read, ended.index) for read in ended.reads]
         self._count -= len(done)
         return done
