@@ -5,11 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := apt-get install -y --no-install-recommends
 # What the tests of the whole daemon, the comparison and the load run stand beside, as Debian names it.
-TEST_PACKAGES := nginx-light wrk curl chromium
+TEST_PACKAGES := nginx-light haproxy wrk curl chromium
 BENCH_PACKAGES := nginx-light haproxy caddy wrk
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint types fmt bench load clean test-packages bench-packages
+.PHONY: help run demo test lint types fmt transcripts bench load clean test-packages bench-packages
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -33,6 +33,9 @@ types: $(VENV)/.installed-dev ## Check types
 fmt: $(VENV)/.installed-dev ## Put style and format right where a tool can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+transcripts: $(VENV)/.installed-dev ## Write what the consensus core does now into tests/raft/*.txt
+	cd tests && ../$(BIN)/python -m raft.transcripts
 
 bench: $(VENV)/.installed bench-packages ## Accord beside nginx, HAProxy and Caddy; about six minutes
 	$(BIN)/python bench/compare.py --out out/compare.md
@@ -70,7 +73,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 test-packages:
-	@$(call programs,nginx wrk curl chromium) || $(call apt,$(TEST_PACKAGES))
+	@$(call programs,nginx haproxy wrk curl chromium) || $(call apt,$(TEST_PACKAGES))
 
 bench-packages:
 	@$(call programs,nginx haproxy caddy wrk) || $(call apt,$(BENCH_PACKAGES))
