@@ -21,6 +21,7 @@ from wire.rivals import VERSIONS, Talk, all_three, version
 PAGE: Final = Path(__file__).parent.parent.parent / "docs" / "wire.md"
 COLUMNS: Final = ("Accord", "nginx", "HAProxy")
 SHOWN_MAX: Final = 40
+NO_REASON: Final = "\N{EN DASH}"
 
 
 def outcome(answer: bytes, passed: Sequence[bytes]) -> str:
@@ -97,7 +98,7 @@ def test_the_table_is_true(name: str, measured: dict[str, dict[str, str]]) -> No
 def test_every_difference_is_explained() -> None:
     for key, row in rows_of_page().items():
         if len({row[name] for name in COLUMNS}) > 1:
-            assert row["why"] != "–", f"{key}: no reason"
+            assert row["why"] != NO_REASON, f"{key}: no reason"
             assert re.search(r"[MS] \d|RFC|[Oo]urs|design", row["why"]), f"{key}: no section"
 
 
