@@ -207,7 +207,9 @@ class Invariants:
         hard = shadow.hard
         if message.term > hard.term:
             self._broken(shadow, message, f"the term on disk is {hard.term}")
-        if message.reject:
+        if message.reject or message.term < hard.term:
+            # Two writes made sure by one sync: the second has gone past what the first promised,
+            # and with a later term on the disk nothing in the earlier one can be taken back.
             return
         if kind is MessageType.VOTE_REPLY:
             if (hard.term, hard.vote) != (message.term, message.to):
