@@ -6,8 +6,9 @@ import json
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from lb.model import (
     Upstream,
     UpstreamTls,
 )
-from lb.proxy.tls_contexts import distinguished_name
+from lb.proxy.tls_contexts import distinguished_name, quiet_names
 from wire.kit import (
     DEADLINE_S,
     LISTENER,
@@ -587,3 +588,92 @@ def test_other_terms_are_for_new_connections_at_once() -> None:
         assert proxy.idle == 0
         sock.sendall(GET)
         assert read_response(sock)[0].startswith(b"HTTP/1.1 502 ")
+
+
+# What else comes by
+
+
+def client_hello(name: str) -> bytes:
+    """Return the first octets that a client sends."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = trusting().wrap_bio(incoming, outgoing, server_hostname=name)
+    with suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
+
+
+def test_a_name_in_odd_octets_ends_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    before = sys.unraisablehook
+    try:
+        quiet_names()
+        with serving() as (proxy, _):
+            for octets in (b"\xffxample.org", b"\xc3\xa9ample.org"):
+                with proxy.connect() as sock:
+                    sock.sendall(client_hello("example.org").replace(b"example.org", octets))
+                    assert read_all(sock)[:2] == b"\x15\x03"
+            assert handshakes(proxy, "failed") == 2
+    finally:
+        sys.unraisablehook = before
+    assert capfd.readouterr().err == ""
+
+
+def test_a_hello_that_comes_octet_by_octet() -> None:
+    with serving() as (proxy, _), proxy.connect() as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = trusting().wrap_bio(incoming, outgoing, server_hostname="a.example")
+        answer = b""
+        sent = False
+        while b"\r\n\r\nok" not in answer:
+            try:
+                if not sent:
+                    tls.do_handshake()
+                    tls.write(GET)
+                    sent = True
+                answer += tls.read(65536)
+            except ssl.SSLWantReadError:
+                for octet in outgoing.read():
+                    raw.send(bytes([octet]))
+                incoming.write(raw.recv(65536))
+        assert handshakes(proxy, "ok") == 1
+
+
+def test_a_tunnel_from_tls_to_tls() -> None:
+    asking = (
+        b"GET /ws HTTP/1.1\r\nHost: a.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+
+    def echo(connection: Connection, number: int) -> None:
+        connection.request()
+        connection.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\nhello"
+        )
+        while data := connection.sock.recv(65536):
+            connection.send(data)
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        connection.sock.unwrap()
+
+    with (
+        tls_origin(echo) as origin,
+        Proxy(
+            [secure(origin)],
+            listener=replace(LISTENER, tls=TLS),
+            upstream=upstream(),
+            material=MATERIAL,
+        ) as proxy,
+        connected(proxy) as sock,
+    ):
+        sock.sendall(asking)
+        answer = b""
+        while not answer.endswith(b"\r\n\r\nhello"):
+            answer += sock.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 101 ")
+        for size in (1, 20_000, 300_000):
+            sock.sendall(b"x" * size)
+            left = size
+            while left:
+                left -= len(sock.recv(65536))
+        until(lambda: proxy.busy == 1, "a tunnel")
+        sock.unwrap()
+        until(lambda: proxy.busy == 0, "its end")
