@@ -271,6 +271,8 @@ class TlsTransport(asyncio.Transport):
                 ended = True
         except ssl.SSLWantReadError:
             pass
+        except ssl.SSLZeroReturnError:
+            ended = True  # As a read says it once we have ended our side.
         except ssl.SSLError as error:
             broken = error
         if self._outgoing.pending:
