@@ -9,7 +9,7 @@ TEST_PACKAGES := nginx-light haproxy wrk curl chromium
 BENCH_PACKAGES := nginx-light haproxy caddy wrk
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint types fmt transcripts bench load clean test-packages bench-packages
+.PHONY: help run demo test lint types fmt transcripts bench load clean simulate mutants soak test-packages bench-packages
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -21,6 +21,15 @@ demo: run ## The same as `make run`
 
 test: $(VENV)/.installed-dev test-packages ## Run all tests, with each area's share at the end
 	$(BIN)/python -m pytest
+
+simulate: $(VENV)/.installed-dev ## Break a group in every way: SEED=7, or SECONDS=600; LONG=1
+	PYTHONPATH=tests $(BIN)/python -m simulator $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LONG),--long)
+
+mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulator must catch each
+	PYTHONPATH=tests $(BIN)/python -m simulator.mutants
+
+soak: $(VENV)/.installed-dev ## The simulator's tests for ten minutes and with all mutants
+	SIMULATOR_SECONDS=600 $(BIN)/python -m pytest tests/simulator
 
 lint: $(VENV)/.installed-dev ## Check style, format and spelling
 	$(BIN)/ruff check

@@ -18,6 +18,8 @@ The names of the rules are those that a mutant is caught by:
 - `disks keep`: what was sure before a crash is there after it, and nothing else but what was
   being written.
 - `snapshots keep what follows`: an installed snapshot drops no entries that fit.
+- `own term first`: a leader commits by an entry of its own term.
+- `pre-votes change nothing`: a member that asks for votes in advance stays in its term.
 - `reads are fresh`: a read is confirmed at an index that covers all committed when it came.
 """
 
@@ -50,7 +52,7 @@ class Shadow:
     """What is known of one member: its log in memory and on disk, its votes, where it stood."""
 
     __slots__ = (
-        "applied", "commit", "disk", "hard", "leads", "led_last", "log", "number", "term",
+        "applied", "commit", "disk", "hard", "leads", "led_last", "log", "number", "role", "term",
         "writing",
     )  # fmt: skip
 
@@ -60,6 +62,7 @@ class Shadow:
         self.disk = ShadowLog(start)
         self.hard = NO_HARD
         self.writing: list[Persist] = []  # When it crashed.
+        self.role = Role.FOLLOWER
         self.term = 0
         self.commit = 0
         self.applied = 0
@@ -121,7 +124,7 @@ class Invariants:
             raise ViolationError("disks keep", f"{shadow.number}: {contents.hard}, not {hard}")
         shadow.log = found.copy()
         shadow.term, shadow.commit = contents.hard.term, contents.hard.commit
-        shadow.leads, shadow.led_last = 0, None
+        shadow.leads, shadow.led_last, shadow.role = 0, None, Role.FOLLOWER
 
     # --- Disk and messages --------------------------------------------------------------------
 
@@ -227,6 +230,12 @@ class Invariants:
         term, commit = node.term, node.commit
         if term < shadow.term:
             raise ViolationError("no step back", f"{shadow.number}: term {shadow.term} to {term}")
+        asks = node.role is Role.PRE_CANDIDATE and shadow.role is not Role.PRE_CANDIDATE
+        if asks and term != shadow.term:
+            raise ViolationError(
+                "pre-votes change nothing", f"{shadow.number}: term {shadow.term} to {term}"
+            )
+        shadow.role = node.role
         shadow.term = term
         if node.role is Role.LEADER:
             self._check_leader(shadow, term)
@@ -296,6 +305,10 @@ class Invariants:
                 self.committed.append(place)
                 self._committed_in.append(shadow.term)
         shadow.commit = commit
+        if shadow.leads and commit >= log.base and self.committed[commit].term != shadow.term:
+            raise ViolationError(
+                "own term first", f"{shadow.number} commits {self.committed[commit]!r} by counting"
+            )
         if len(self.committed) - 1 == commit and log.last.index >= commit:
             self._check_durable(shadow, commit)
 
@@ -321,6 +334,10 @@ class Invariants:
 
     def _check_pending(self, shadow: Shadow) -> None:
         places = shadow.log.places
+        if self.committed[shadow.commit].term != shadow.term:
+            raise ViolationError(
+                "configuration", f"{shadow.number} changes members, has committed nothing yet"
+            )
         pending = 0
         for position in range(len(places) - 1, -1, -1):
             if places[position].index <= self.commit:

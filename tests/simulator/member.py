@@ -542,6 +542,7 @@ def config_of(plan: Plan, number: int) -> Config:
         election_ticks=plan.election_ticks,
         heartbeat_ticks=plan.heartbeat_ticks,
         pre_vote=plan.pre_vote,
+        check_quorum=plan.check_quorum,
         max_append_bytes=plan.append_bytes,
         inflight_max=plan.inflight,
         snapshot_chunk_bytes=plan.chunk_bytes,

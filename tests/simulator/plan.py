@@ -104,6 +104,7 @@ class Plan:
     election_ticks: int
     heartbeat_ticks: int
     pre_vote: bool
+    check_quorum: bool
     links: Links
     real_disks: bool  # The real code for the log, on a disk that tears; else plain values.
     sync: int  # About how long an fdatasync takes.
@@ -144,6 +145,7 @@ def draw(seed: int, long: bool = False) -> Plan:
         election_ticks=election_ticks,
         heartbeat_ticks=rng.choice((1, 1, 2)),
         pre_vote=rng.random() < 0.9,
+        check_quorum=rng.random() < 0.85,
         links=_draw_links(rng, election),
         sync=rng.choice((100, 500, 2_000, election // 20)),
         real_disks=stream(seed, "disks").random() < (0.5 if long else 0.25),
@@ -155,7 +157,7 @@ def draw(seed: int, long: bool = False) -> Plan:
         faults=_draw_faults(rng, chaos, election, members),
         compact_every=rng.choice((5, 15, 40, 1_000)),
         keep_entries=rng.choice((0, 3, 10, 30)),
-        append_bytes=rng.choice((200, 1_000, 65_536)),
+        append_bytes=rng.choice((1, 200, 1_000, 65_536)),
         inflight=rng.choice((1, 2, 8, 256)),
         chunk_bytes=rng.choice((64, 256, 4_096)),
         apply_bytes=rng.choice((100, 1_000, 65_536)),

@@ -180,19 +180,20 @@ class World:
         if leader is None or leader.node is None or leader.paused:
             return
         conf = leader.shadow.log.last.conf
-        for member in self.members:
-            number = member.number
-            if (member.gone or member.leaving) and number in conf.voters | conf.learners:
-                leader.change(Change.REMOVE, number)
-                return
-        for member in self.members:
-            if member.gone or member.leaving:
-                continue
-            if member.number not in conf.voters | conf.learners:
-                leader.change(Change.ADD_LEARNER, member.number)
-                return
-            if member.wants_vote and member.number in conf.learners:
-                leader.change(Change.PROMOTE, member.number)
+        inside = conf.members
+        staying = [member for member in self.members if not member.gone and not member.leaving]
+        gone = [m.number for m in self.members if m.gone and m.number in inside]
+        outside = [m.number for m in staying if m.number not in inside]
+        rising = [m.number for m in staying if m.wants_vote and m.number in conf.learners]
+        leaving = [m.number for m in self.members if m.leaving and m.number in inside]
+        for what, numbers in (
+            (Change.REMOVE, gone),
+            (Change.ADD_LEARNER, outside),
+            (Change.PROMOTE, rising),
+            (Change.REMOVE, leaving),
+        ):
+            if numbers:
+                leader.change(what, numbers[0])
                 return
 
     # --- A run --------------------------------------------------------------------------------
