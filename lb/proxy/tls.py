@@ -258,23 +258,9 @@ class TlsTransport(asyncio.Transport):
                 self._raw.write(last)
 
     def _read(self) -> None:
-        """Open the records that are whole, and pass on what was in them."""
-        read, incoming = self._tls.read, self._incoming
-        pieces = []
-        ended, broken = False, None
-        try:
-            while piece := read(RECORD_BYTES):
-                pieces.append(piece)
-                if not incoming.pending and not self._tls.pending():
-                    break
-            else:
-                ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            ended = True  # As a read says it once we have ended our side.
-        except ssl.SSLError as error:
-            broken = error
+        """Take in what has come, and pass on what was in it."""
+        pieces: list[bytes] = []
+        ended, broken = self._open_records(pieces)
         if self._outgoing.pending:
             self._flush()  # An answer to a change of keys, or an alert.
         if pieces:
@@ -285,6 +271,22 @@ class TlsTransport(asyncio.Transport):
             self._ended = True
             if self._phase is _OPEN and not self._app.eof_received():
                 self.close()
+
+    def _open_records(self, pieces: list[bytes]) -> tuple[bool, ssl.SSLError | None]:
+        """Open those that are whole; return whether close_notify was one, and what is wrong."""
+        read, incoming = self._tls.read, self._incoming
+        try:
+            while piece := read(RECORD_BYTES):
+                pieces.append(piece)
+                if not incoming.pending and not self._tls.pending():
+                    return False, None
+        except ssl.SSLWantReadError:
+            return False, None
+        except ssl.SSLZeroReturnError:
+            pass  # As a read says it once we have ended our side.
+        except ssl.SSLError as error:
+            return False, error
+        return True, None
 
     def _take_last_words(self) -> None:
         """Read what the kernel holds, at once."""
