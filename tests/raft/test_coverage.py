@@ -34,7 +34,7 @@ def test_what_is_left_out_has_a_reason_and_no_test() -> None:
 
 def numbers_in(text: str) -> set[str]:
     """Return what a text says that it covers: `T05`, `Hazards 3, 4`, `hazard 20`."""
-    lists = re.findall(r"\b[Hh]azards? ((?:\d+(?:, )?(?:and )?)+)", text)
+    lists = re.findall(r"\b[Hh]azards? ((?:\d+(?:, | and )?)+)", text)
     return set(re.findall(r"\bT\d\d\b", text)) | {
         number for found in lists for number in re.findall(r"\d+", found)
     }
