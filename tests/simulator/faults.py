@@ -84,7 +84,12 @@ class Striker:
 
     def _crash_at(self, fault: Fault, target: Member) -> bool:
         """Arm a crash at a named point; it counts by that name when it happens."""
-        target.crash_at(POINTS[fault.extra % len(POINTS)], fault.extra // 64 % 4, fault.length)
+        point = POINTS[fault.extra % len(POINTS)]
+        if "installing" in point:  # Nobody knows who will need a snapshot.
+            for member in self._world.members:
+                member.crash_at(point, 0, fault.length)
+        else:
+            target.crash_at(point, fault.extra // 64 % 4, fault.length)
         return False
 
     def _restart_all(self, fault: Fault, target: Member) -> bool:

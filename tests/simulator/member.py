@@ -148,7 +148,6 @@ class Member:
         self._world.note(f"{self.number} crashes")
         self.node = None
         self._boot += 1
-        self._armed = None
         self._paused_until = 0
         self.shadow.writing = [one.persist for one in self._writing if one.persist is not None]
         installs = [one.install for one in self._writing if one.install is not None]
@@ -259,6 +258,7 @@ class Member:
     def _crash_now(self) -> None:
         armed = self._armed
         assert armed is not None
+        self._armed = None
         self._world.tally.fired[f"crash {armed[0]}"] += 1
         self.crash()
         self._agenda.after(armed[2], self.start)

@@ -86,14 +86,14 @@ MUTANTS = (
     ),
     Mutant(
         "every append cuts off what follows",
-        "lb.raft.following:Following._write",
-        (("if not ledger.log.matches(entry.index, entry.term):", "if True:"),),
+        "lb.raft.following:Following._new",
+        (("if not self._ledger.log.matches(entry.index, entry.term):", "if True:"),),
         (*STAYS, PROMISES),
     ),
     Mutant(
-        "commit is the leader's, not what was verified",
-        "lb.raft.following:Following.append",
-        (("min(message.commit, verified)", "min(message.commit, log.last)"),),
+        "heartbeats tell of commits that nobody has verified",
+        f"{LEADING}._send_heartbeats",
+        (("min(progress.match, self._ledger.commit)", "self._ledger.commit"),),
         (SAFETY, CORE),
     ),
     Mutant(

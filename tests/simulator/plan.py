@@ -161,7 +161,7 @@ def draw(seed: int, long: bool = False) -> Plan:
         inflight=rng.choice((1, 2, 8, 256)),
         chunk_bytes=rng.choice((64, 256, 4_096)),
         apply_bytes=rng.choice((100, 1_000, 65_536)),
-        payload=rng.choice((0, 0, 30, 200)),
+        payload=rng.choice((0, 0, 30, 200, 900)),
     )
 
 
@@ -183,6 +183,8 @@ def _draw_faults(rng: random.Random, chaos: int, election: int, members: int) ->
     kinds = rng.sample(list(Strike), rng.randrange(2, 9))
     if rng.random() < 0.05:
         return ()
+    if rng.random() < 0.6:
+        kinds.append(Strike.CRASH_AT)  # One kind by name, and a dozen by its points.
     count = rng.randrange(2, 4 + chaos // election // 2)
     faults = []
     for _ in range(count):

@@ -11,6 +11,7 @@ import errno
 import random
 from collections.abc import Sequence
 
+from lb.control.recovery import NoLogError
 from lb.control.storage import DiskFullError, Sizes, Storage, StorageFailedError
 from lb.control.wal import DamagedLog, Identity
 from lb.errors import StartError
@@ -23,7 +24,7 @@ from simulator.tally import Tally
 DIRECTORY = "/raft"
 GROUP = bytes(range(16))
 SIZES = Sizes(segment=8 << 10, reserve=4 << 10)
-CALLS_AT_A_WRITE = 12  # About as many as the longest write makes.
+CALLS_AT_A_WRITE = 4  # Most are a write and a sync; one that opens a segment has more.
 
 
 class RealDisk:
@@ -51,7 +52,7 @@ class RealDisk:
             return Contents(HardState(), nothing, 0, 0, ())
         try:
             self._storage, found = Storage.open(self._files, DIRECTORY, SIZES)
-        except DamagedLog as error:
+        except (DamagedLog, NoLogError) as error:
             raise ViolationError("disks keep", f"{error}") from error
         except StartError as error:
             if self._files.fault is None:
