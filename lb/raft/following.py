@@ -10,8 +10,7 @@ from typing import Final
 
 from lb.raft.incoming import Incoming, is_sound
 from lb.raft.ledger import Ledger, PassedOver
-from lb.raft.members import BadChangeError, decode_change
-from lb.raft.messages import Entry, Kind, Message, MessageType
+from lb.raft.messages import Entry, Message, MessageType
 
 ANSWER: Final = MessageType.APPEND_REPLY
 
@@ -41,22 +40,25 @@ class Following:
         if not log.matches(message.log_index, message.log_term):
             self._refuse(message)
             return None
-        self._write(message.entries)
+        new = self._new(message.entries)
+        if not ledger.members.accepts(new):
+            return PassedOver.MALFORMED
+        if new:
+            if new[0].index <= log.last:
+                ledger.overwrite_from(new[0].index)
+            ledger.append(new)
         verified = message.log_index + len(message.entries)
         # Beyond what this message verified, our log may be another leader's.
         ledger.commit_to(min(message.commit, verified))
         ledger.send(ANSWER, message.frm, log_index=verified)
         return None
 
-    def _write(self, entries: tuple[Entry, ...]) -> None:
-        """Write entries; only a conflict cuts off what stands there, never a repetition."""
-        ledger = self._ledger
+    def _new(self, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        """Return those from the first that is not here: only a conflict cuts anything off."""
         for position, entry in enumerate(entries):
-            if not ledger.log.matches(entry.index, entry.term):
-                if entry.index <= ledger.log.last:
-                    ledger.overwrite_from(entry.index)
-                ledger.append(entries[position:])
-                return
+            if not self._ledger.log.matches(entry.index, entry.term):
+                return entries[position:]
+        return ()
 
     def _refuse(self, message: Message) -> None:
         """Say no, and where we may agree: at the last place whose term is not above the asked."""
@@ -85,7 +87,7 @@ class Following:
         """Take in a piece of a snapshot, and say how much is here."""
         ledger = self._ledger
         chunk = message.chunk
-        if chunk is None or not is_sound(chunk, self._bytes_max):
+        if chunk is None or not is_sound(chunk, self._bytes_max) or chunk.meta.term > message.term:
             return PassedOver.MALFORMED
         if ledger.log.restoring is not None:
             return PassedOver.RESTORING
@@ -132,10 +134,5 @@ def is_chain(message: Message) -> bool:
     for entry in message.entries:
         if entry.index != index + 1 or not term <= entry.term <= message.term:
             return False
-        if entry.kind is Kind.CONF:
-            try:
-                decode_change(entry.data)
-            except BadChangeError:
-                return False
         index, term = entry.index, entry.term
     return True

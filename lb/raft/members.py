@@ -118,6 +118,17 @@ class Members:
             return True
         return self.changed_at > commit and member in self.at(commit).voters
 
+    def accepts(self, entries: Iterable[Entry]) -> bool:
+        """Whether all changes among entries make sense where they are to be written."""
+        conf: ConfState | None = None
+        for entry in entries:
+            if entry.kind is Kind.CONF:
+                try:
+                    conf = conf_after(conf or self.at(entry.index - 1), entry.data)
+                except BadChangeError:
+                    return False
+        return True
+
     def append(self, entries: Iterable[Entry]) -> None:
         """Take in entries that the log took in."""
         for entry in entries:
