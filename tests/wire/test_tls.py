@@ -7,26 +7,19 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import trustme
-from cryptography import x509
 
 from lb.model import (
     CertificateRef,
-    Endpoint,
-    Listener,
     ListenerTimeouts,
     ListenerTls,
     Plans,
     Route,
-    Upstream,
-    UpstreamTls,
 )
 from lb.proxy.tls_contexts import distinguished_name, quiet_names
 from wire.kit import (
@@ -35,99 +28,28 @@ from wire.kit import (
     Connection,
     Origin,
     Proxy,
-    answering,
     read_all,
     read_response,
     response,
     until,
 )
-
-GET = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
-CA = trustme.CA()
-OTHER_CA = trustme.CA()
-
-
-def pem_of(cert: trustme.LeafCert) -> bytes:
-    return cert.private_key_and_cert_chain_pem.bytes()
-
-
-CLIENT = CA.issue_cert("client.example", common_name='me, "I" é')
-STRANGER = OTHER_CA.issue_cert("client.example")
-BACKEND = CA.issue_cert("127.0.0.1", "backend.example")
-MATERIAL = {
-    "a": pem_of(CA.issue_cert("a.example")),
-    "wild": pem_of(CA.issue_cert("*.wild.example")),
-    "new": pem_of(CA.issue_cert("new.example", "a.example")),
-    "client": pem_of(CLIENT),
-    "ca": CA.cert_pem.bytes(),
-    "other": OTHER_CA.cert_pem.bytes(),
-}
-TLS = ListenerTls(
-    (CertificateRef("a", ("a.example",)), CertificateRef("wild", ("*.wild.example",)))
+from wire.tls_kit import (
+    CLIENT,
+    GET,
+    MATERIAL,
+    REQUIRE,
+    STRANGER,
+    TLS,
+    ask,
+    connected,
+    handshakes,
+    secure,
+    serving,
+    shown,
+    tls_origin,
+    trusting,
+    upstream,
 )
-REQUIRE = replace(TLS, client_auth="require", client_ca="ca")
-
-
-class Served(NamedTuple):
-    proxy: Proxy
-    origin: Origin
-
-
-@contextmanager
-def serving(
-    tls: ListenerTls = TLS, listener: Listener = LISTENER, **more: object
-) -> Iterator[Served]:
-    """Serve TLS in front of an origin that answers `ok`."""
-    with (
-        Origin(answering(response())) as origin,
-        Proxy([origin], listener=replace(listener, tls=tls), material=MATERIAL, **more) as proxy,  # type: ignore[arg-type]
-    ):
-        yield Served(proxy, origin)
-
-
-def trusting(cert: trustme.LeafCert | None = None) -> ssl.SSLContext:
-    """Make a client's context that trusts our authority, and may have a certificate."""
-    context = ssl.create_default_context(cadata=MATERIAL["ca"].decode())
-    if cert is not None:
-        cert.configure_cert(context)
-    return context
-
-
-@contextmanager
-def connected(
-    proxy: Proxy,
-    name: str | None = "a.example",
-    context: ssl.SSLContext | None = None,
-    session: ssl.SSLSession | None = None,
-) -> Iterator[ssl.SSLSocket]:
-    context = context or trusting()
-    context.check_hostname = False
-    with (
-        proxy.connect() as raw,
-        context.wrap_socket(raw, server_hostname=name, session=session) as sock,
-    ):
-        yield sock
-
-
-def shown(sock: ssl.SSLSocket) -> set[str]:
-    """Return the names in the certificate that the other side showed."""
-    der = sock.getpeercert(binary_form=True)
-    assert der is not None
-    names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    )
-    return set(names.value.get_values_for_type(x509.DNSName))
-
-
-def handshakes(proxy: Proxy, result: str) -> float:
-    by_result = proxy.reading.refresh().by("lb_tls_handshakes_total", "result")
-    return by_result.get((result,), 0)
-
-
-def ask(sock: ssl.SSLSocket, octets: bytes = GET) -> tuple[bytes, bytes]:
-    sock.sendall(octets)
-    return read_response(sock)
-
 
 # Serving
 
@@ -393,201 +315,6 @@ def test_curl_and_openssl_speak_to_it(tmp_path: Path) -> None:
             capture_output=True, check=False, timeout=DEADLINE_S,
         )  # fmt: skip
         assert client.stdout.endswith(b"ok"), client.stderr
-
-
-# Backends
-
-
-def tls_origin(
-    script: Callable[[Connection, int], None],
-    cert: trustme.LeafCert = BACKEND,
-    *,
-    asks: bool = False,
-) -> Origin:
-    """Make a backend that speaks TLS, and wants our certificate if it `asks`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    cert.configure_cert(context)
-    if asks:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=MATERIAL["ca"].decode())
-
-    def secured(connection: Connection, number: int) -> None:
-        connection.sock = context.wrap_socket(connection.sock, server_side=True)
-        script(connection, number)
-
-    return Origin(secured)
-
-
-def secure(origin: Origin, host: str = "127.0.0.1", key: str = "") -> Endpoint:
-    address = f"https://{origin.address}"
-    return Endpoint(key or address, address, host=host)
-
-
-def upstream(**tls: object) -> Upstream:
-    return Upstream("app", tls=UpstreamTls(**({"ca": "ca"} | tls)))  # type: ignore[arg-type]
-
-
-def test_a_backend_over_tls_is_pooled_as_others() -> None:
-    with (
-        tls_origin(answering(response())) as origin,
-        Proxy([secure(origin)], upstream=upstream(), material=MATERIAL) as proxy,
-        proxy.connect() as sock,
-    ):
-        for _ in range(5):
-            sock.sendall(GET)
-            assert read_response(sock)[1] == b"ok"
-        assert len(origin.connections) == 1
-        assert proxy.idle == 1
-
-
-@pytest.mark.parametrize(
-    ("cert", "host", "tls", "words"),
-    [
-        (BACKEND, "wrong.example", {}, "hostname mismatch"),
-        (BACKEND, "127.0.0.1", {"name": "wrong.example"}, "hostname mismatch"),
-        (STRANGER, "client.example", {}, "unable to get local issuer certificate"),
-        (BACKEND, "127.0.0.1", {"ca": ""}, "unable to get local issuer certificate"),
-    ],
-)
-def test_who_cannot_prove_its_name_gets_no_request(
-    cert: trustme.LeafCert, host: str, tls: dict[str, object], words: str
-) -> None:
-    with (
-        tls_origin(answering(response()), cert) as origin,
-        Proxy([secure(origin, host)], upstream=upstream(**tls), material=MATERIAL) as proxy,
-    ):
-        answer = proxy.talk(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-
-        assert answer.startswith(b"HTTP/1.1 502 ")
-        assert words in answer.decode().lower()
-        assert not origin.requests
-        kinds = proxy.reading.refresh().by("lb_backend_errors_total", "kind")
-        assert kinds[("tls",)] >= 1
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "backend.example"])
-@pytest.mark.parametrize("name", ["", "backend.example"])
-def test_the_name_to_expect_is_the_addresses_or_the_files(host: str, name: str) -> None:
-    with (
-        tls_origin(answering(response())) as origin,
-        Proxy([secure(origin, host)], upstream=upstream(name=name), material=MATERIAL) as proxy,
-        proxy.connect() as sock,
-    ):
-        sock.sendall(GET)
-        assert read_response(sock)[1] == b"ok"
-
-
-def test_a_post_goes_elsewhere_since_nothing_was_sent() -> None:
-    post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi"
-    with (
-        tls_origin(answering(response()), STRANGER) as bad,
-        tls_origin(answering(response())) as good,
-        Proxy([secure(bad), secure(good)], upstream=upstream(), material=MATERIAL) as proxy,
-        proxy.connect() as sock,
-    ):
-        for _ in range(4):
-            sock.sendall(post)
-            assert read_response(sock)[1] == b"ok"
-        assert len(good.requests) == 4
-        assert not bad.requests
-
-
-def test_a_backend_in_plain_text_is_never_spoken_to_so() -> None:
-    heard = []
-
-    def plain(connection: Connection, number: int) -> None:
-        heard.append(connection.sock.recv(65536))
-        connection.send(response())
-
-    with (
-        Origin(plain) as origin,
-        Proxy([secure(origin)], upstream=upstream(), material=MATERIAL) as proxy,
-    ):
-        assert proxy.talk(GET[:-2] + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 502 ")
-    assert heard
-    assert not any(b"HTTP" in each for each in heard)
-
-
-def test_without_verification_anyone_will_do() -> None:
-    with (
-        tls_origin(answering(response()), STRANGER) as origin,
-        Proxy([secure(origin)], upstream=upstream(verify=False, ca=""), material=MATERIAL) as proxy,
-        proxy.connect() as sock,
-    ):
-        sock.sendall(GET)
-        assert read_response(sock)[1] == b"ok"
-
-
-@pytest.mark.parametrize("certificate", ["client", ""])
-def test_a_backend_may_want_our_certificate(certificate: str) -> None:
-    with (
-        tls_origin(answering(response()), asks=True) as origin,
-        Proxy(
-            [secure(origin)], upstream=upstream(certificate=certificate), material=MATERIAL
-        ) as proxy,
-        proxy.connect() as sock,
-    ):
-        sock.sendall(GET)
-        head, _ = read_response(sock)
-        assert head.startswith(b"HTTP/1.1 200 " if certificate else b"HTTP/1.1 502 ")
-
-
-def test_a_body_cut_off_without_a_word_of_tls_is_no_whole_one() -> None:
-    def cut(connection: Connection, number: int) -> None:
-        connection.request()
-        connection.send(b"HTTP/1.1 200 OK\r\n\r\nhalf a bo")
-        connection.sock.shutdown(socket.SHUT_RDWR)
-
-    with (
-        tls_origin(cut) as origin,
-        Proxy([secure(origin)], upstream=upstream(), material=MATERIAL) as proxy,
-    ):
-        answer = proxy.talk(GET)
-        assert b"half a bo" in answer
-        assert not answer.endswith(b"0\r\n\r\n")
-
-
-def test_a_body_that_ends_with_the_connection_is_whole_after_close_notify() -> None:
-    def end(connection: Connection, number: int) -> None:
-        connection.request()
-        connection.send(b"HTTP/1.1 200 OK\r\n\r\nwhole")
-        assert isinstance(connection.sock, ssl.SSLSocket)
-        connection.sock.unwrap()
-
-    with (
-        tls_origin(end) as origin,
-        Proxy([secure(origin)], upstream=upstream(), material=MATERIAL) as proxy,
-    ):
-        assert proxy.talk(GET[:-2] + b"Connection: close\r\n\r\n").endswith(b"0\r\n\r\n")
-
-
-def test_tickets_that_come_late_leave_a_connection_fresh() -> None:
-    """TLS 1.3 sends them after the handshake: octets that are no answer to anything."""
-    with (
-        tls_origin(answering(response())) as origin,
-        Proxy([secure(origin)], upstream=upstream(), material=MATERIAL) as proxy,
-    ):
-        # Whoever asked is gone before the connection stands: so it is pooled before it was used.
-        proxy.lose_client_while_connecting(GET)
-        until(lambda: proxy.idle == 1, "a pooled connection")
-        with proxy.connect() as sock:
-            sock.sendall(GET)
-            assert read_response(sock)[1] == b"ok"
-        assert len(origin.connections) == 1
-
-
-def test_other_terms_are_for_new_connections_at_once() -> None:
-    with (
-        tls_origin(answering(response())) as origin,
-        Proxy([secure(origin)], upstream=upstream(), material=MATERIAL) as proxy,
-        proxy.connect() as sock,
-    ):
-        sock.sendall(GET)
-        assert read_response(sock)[1] == b"ok"
-        proxy.install(replace(proxy._plans, upstreams=(upstream(ca="other"),)))
-        assert proxy.idle == 0
-        sock.sendall(GET)
-        assert read_response(sock)[0].startswith(b"HTTP/1.1 502 ")
 
 
 # What else comes by
