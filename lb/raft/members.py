@@ -8,7 +8,7 @@ cut off takes its change with it, so what is in force is always what the log say
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -118,13 +118,14 @@ class Members:
             return True
         return self.changed_at > commit and member in self.at(commit).voters
 
-    def accepts(self, entries: Iterable[Entry]) -> bool:
+    def accepts(self, entries: Sequence[Entry]) -> bool:
         """Whether all changes among entries make sense where they are to be written."""
         conf: ConfState | None = None
         for entry in entries:
             if entry.kind is Kind.CONF:
                 try:
-                    conf = conf_after(conf or self.at(entry.index - 1), entry.data)
+                    # As of the first: what our log has from there on will be cut off.
+                    conf = conf_after(conf or self.at(entries[0].index - 1), entry.data)
                 except BadChangeError:
                     return False
         return True
