@@ -18,6 +18,8 @@ The names of the rules are those that a mutant is caught by:
 - `disks keep`: what was sure before a crash is there after it, and nothing else but what was
   being written.
 - `snapshots keep what follows`: an installed snapshot drops no entries that fit.
+- `stable is on the disk`: what a core takes to be on its disk is there, and the same.
+- `acknowledgements are of this term`: a leader counts none that a follower gave in another.
 - `own term first`: a leader commits by an entry of its own term.
 - `pre-votes change nothing`: a member that asks for votes in advance stays in its term.
 - `reads are fresh`: a read is confirmed at an index that covers all committed when it came.
@@ -242,6 +244,11 @@ class Invariants:
         elif shadow.leads:
             shadow.leads = 0
             shadow.led_last = None
+        stable = shadow.disk.at(node.ledger.log.stable)
+        if stable is not None and shadow.log.at(stable.index) not in (stable, None):
+            raise ViolationError(
+                "stable is on the disk", f"{shadow.number} takes {stable!r} for what it has now"
+            )
         if commit != shadow.commit:
             self._check_commit(shadow, commit)
         if node.conf is not shadow.log.last.conf and node.conf != shadow.log.last.conf:

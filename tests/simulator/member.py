@@ -24,6 +24,7 @@ from lb.raft.messages import (
     Persist,
     Placed,
     Ready,
+    Role,
     SnapMeta,
     Snapshot,
 )
@@ -32,6 +33,7 @@ from simulator.clients import Client, No
 from simulator.disks import Disk, DiskFailedError
 from simulator.machine import Machine
 from simulator.plan import Plan, Strike
+from simulator.shadow import ViolationError
 
 if TYPE_CHECKING:
     from simulator.world import World
@@ -231,7 +233,18 @@ class Member:
             return
         if self._world.trace is not None:
             self._world.note(f"{self.number} <- {show(message)}")
+        counted = self._counted(message)
         self._do(self.node.step, message)
+        if self._counted(message) != counted:
+            raise ViolationError("acknowledgements are of this term", show(message))
+
+    def _counted(self, message: Message) -> int:
+        """How much of a member's log its leader counts, if `message` must not change that."""
+        node = self.node
+        if node is None or message.term >= node.term or node.role is not Role.LEADER:
+            return 0
+        peer = node.status().peers.get(message.frm)
+        return peer.match if peer is not None else 0
 
     def _do(self, act: Callable[..., None], *args: Any) -> None:
         """Let the core take something in, and carry out what it hands out."""

@@ -37,7 +37,6 @@ class Mutant:
     changes: tuple[tuple[str, str], ...]
     rules: tuple[str, ...]
     more: tuple[tuple[str, str, str], ...] = ()  # Further (place, old, new).
-    rare: bool = False  # It takes many seeds to show.
 
 
 DURABLE, PROMISES = "committed is durable", "promises are durable"
@@ -95,6 +94,14 @@ MUTANTS = (
         f"{LEADING}._send_heartbeats",
         (("min(progress.match, self._ledger.commit)", "self._ledger.commit"),),
         (SAFETY, CORE),
+        (
+            ("lb.raft.following:Following.heartbeat", "message.commit > ledger.log.last", "False"),
+            (
+                "lb.raft.following:Following.heartbeat",
+                "ledger.commit_to(message.commit)",
+                "ledger.commit_to(min(message.commit, ledger.log.last))",
+            ),
+        ),
     ),
     Mutant(
         "whoever asks gets the vote, however short its log",
@@ -198,12 +205,6 @@ MUTANTS = (
         ((f"{LEADING}.has_work", "self.reads.waiting and self.owns_commit", "self.reads.waiting"),),
     ),
     Mutant(
-        "answers to any round confirm a read",
-        "lb.raft.reads:Reads.acknowledge",
-        (("self._acknowledged[member] = number", "self._acknowledged[member] = self._number"),),
-        ("reads are fresh", "client histories"),
-    ),
-    Mutant(
         "asking for votes in advance raises the term",
         "lb.raft.node:Node.become_pre_candidate",
         (("self._enter(", "self.ledger.adopt(self.term + 1)\n    self._enter("),),
@@ -220,13 +221,13 @@ MUTANTS = (
                 "    if message.type in OF_LEADERS:",
             ),
         ),
-        STAYS,
+        ("acknowledgements are of this term", *STAYS),
     ),
     Mutant(
         "the disk's answers are known by index only",
         f"{OUTBOX}.cut",
         (("if write.last is not None and write.last[0] >= index:", "if False:"),),
-        (*STAYS, PROMISES),
+        ("stable is on the disk", *STAYS, PROMISES),
         (
             (
                 "lb.raft.log:Log.made_sure",
@@ -279,14 +280,18 @@ MUTANTS = (
 @contextlib.contextmanager
 def planted(mutant: Mutant) -> Iterator[None]:
     """Have the mutant in the place of the true code, for a while."""
-    places = [(mutant.place, old, new) for old, new in mutant.changes] + list(mutant.more)
+    changes: dict[str, list[tuple[str, str]]] = {mutant.place: list(mutant.changes)}
+    for place, old, new in mutant.more:
+        changes.setdefault(place, []).append((old, new))
     kept: list[tuple[Any, str, Any]] = []
     try:
-        for place, old, new in places:
+        for place, pairs in changes.items():
             owner, name, function, text = find(place)
-            assert text.count(old) == 1, f"{place} is not as `{mutant.name}` knows it: {old}"
+            for old, new in pairs:
+                assert text.count(old) == 1, f"{place} is not as `{mutant.name}` knows it: {old}"
+                text = text.replace(old, new)
             made: dict[str, Any] = {}
-            code = compile(text.replace(old, new), f"<mutant of {place}>", "exec")
+            code = compile(text, f"<mutant of {place}>", "exec")
             exec(code, vars(importlib.import_module(place.partition(":")[0])), made)
             kept.append((owner, name, function))
             setattr(owner, name, made[name])

@@ -39,6 +39,7 @@ class RealDisk:
         self._files = FakeDisk(rng)
         self._storage: Storage | None = None
         self._made = False
+        self._failed = False  # A sync of it has, whatever comes after.
 
     def start(self) -> Contents:
         """Read the log; make one at the first start."""
@@ -55,7 +56,7 @@ class RealDisk:
         except (DamagedLog, NoLogError) as error:
             raise ViolationError("disks keep", f"{error}") from error
         except StartError as error:
-            if self._files.fault is None:
+            if not self._failed:
                 raise
             raise DiskFailedError from error
         meta = SnapMeta(found.snapshot.index, found.snapshot.term, found.conf)
@@ -115,8 +116,15 @@ class RealDisk:
         self._files.power_cut()
 
     def fail_next(self) -> None:
-        """Let all syncs fail from now on."""
-        self._files.fault = lambda call, path: errno.EIO if call == "sync" else 0
+        """Let the next sync fail, and those after it succeed, as Linux does."""
+        self._files.fault = self._fail_once
+
+    def _fail_once(self, call: str, path: str) -> int:
+        if call != "sync":
+            return 0
+        self._files.fault = None
+        self._failed = True
+        return errno.EIO
 
     def set_full(self, full: bool) -> None:
         """Say so; there is always room for promises."""
