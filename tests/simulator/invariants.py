@@ -17,6 +17,7 @@ The names of the rules are those that a mutant is caught by:
 - `promises are durable`: no message leaves before what it promises is on the disk.
 - `disks keep`: what was sure before a crash is there after it, and nothing else but what was
   being written.
+- `a failed sync is the end`: nobody writes to a disk after its sync failed.
 - `snapshots keep what follows`: an installed snapshot drops no entries that fit.
 - `stable is on the disk`: what a core takes to be on its disk is there, and the same.
 - `acknowledgements are of this term`: a leader counts none that a follower gave in another.

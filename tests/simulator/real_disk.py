@@ -71,6 +71,8 @@ class RealDisk:
 
     def write(self, persists: Sequence[Persist]) -> None:
         """Write one frame, and see to what the next ones need."""
+        if self._failed:
+            raise ViolationError("a failed sync is the end", "written to after it")
         try:
             self._open().write(persists)
             self._open().tend()
