@@ -82,13 +82,14 @@ class Seen(NamedTuple):
 class Bench:
     """A proxy between a raw client and an origin that lets h11 read."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float = 0.2) -> None:
+        """`patience` is the proxy's with its backend; short where stalls are to be expected."""
         self._log = folder / "access.log"
         self.seen: list[Seen] = []
         self.complaints: list[str] = []
         self.answer: Sequence[bytes] = ()  # pieces that answer what is not ALIVE, if any
         self._origin = Origin(self._serve)
-        timeouts = UpstreamTimeouts(response=0.2, stall=0.2)
+        timeouts = UpstreamTimeouts(response=patience, stall=patience)
         upstream = Upstream("app", timeouts=timeouts)
         self.proxy = Proxy([self._origin], upstream=upstream, log=str(self._log))
 
@@ -130,8 +131,9 @@ class Bench:
                     sock.shutdown(socket.SHUT_WR)
             if end == "half":
                 answer = read_all(sock)
-        after = self.proxy.talk(ALIVE)
-        assert after.startswith(b"HTTP/1.1 200 "), (pieces, after)
+        # On a busy machine our own backend may once be too slow for its patience.
+        alive = until(lambda: self.proxy.talk(ALIVE).startswith(b"HTTP/1.1 200 "), "a plain answer")
+        assert alive, pieces
         assert not self.proxy.errors, (pieces, self.proxy.errors)
         assert not self.complaints, (pieces, self.complaints)
         return answer
@@ -299,7 +301,7 @@ def test_requests_made_of_plausible_parts(tmp_path: Path) -> None:
 
 def test_good_requests_arrive_whatever_the_pieces(tmp_path: Path) -> None:
     """Each with its own field and body, and with nothing of its neighbours."""
-    with Bench(tmp_path) as bench:
+    with Bench(tmp_path, patience=20.0) as bench:
 
         @quick
         @given(st.lists(good_requests, min_size=1, max_size=4), places)
