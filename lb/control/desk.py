@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from lb.config.schema import Config
 from lb.control.store import Store
@@ -71,8 +71,104 @@ class Standing:
     certificates: Sequence[Mapping[str, Any]] = ()
 
 
+Plain = dict[str, Any]
+
+Role = Literal["leader", "follower", "candidate", "learner", "forming", "removed", "damaged"]
+GroupState = Literal["ok", "forming", "no-quorum", "removed", "damaged", "stopped-apply"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberStanding:
+    """
+    One member, as far as this instance can tell; None where it cannot.
+
+    `match` is how far the leader knows its log to be, `lag` how many entries that is behind.
+    """
+
+    name: str
+    address: str
+    role: Literal["voter", "learner"]
+    id: int
+    match: int | None = None
+    lag: int | None = None
+    last_contact_ms: int | None = None
+    version: str = ""
+    config_hash: str = ""
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStanding:
+    """
+    How the group looks from here.
+
+    `leader` is a name, empty while there is none. `age_s` is how long ago the registry was last
+    known to be current. `detail` says what is wrong and what to do, `waiting_for` whom a first
+    start waits for.
+    """
+
+    id: str
+    role: Role
+    leader: str
+    term: int
+    revision: int
+    commit: int
+    applied: int
+    quorum: bool
+    state: GroupState
+    waiting_for: tuple[str, ...] = ()
+    members: tuple[MemberStanding, ...] = ()
+    detail: str = ""
+    age_s: float = 0.0
+    leader_changes: int = 0
+    sync_seconds: float = 0.0  # The last write of the log.
+
+
+class GroupDesk(Protocol):
+    """The group, as the admin sees it. What is refused is an AccordError; see `store`."""
+
+    def standing(self) -> GroupStanding: ...
+
+    async def confirm(self) -> None:
+        """Return when the registry here is as new as any was at the call; NoQuorum."""
+        ...
+
+    async def add_member(self, name: str, address: str, by: By) -> Plain:
+        """Expect an instance of that name: it may join under it, from then on."""
+        ...
+
+    async def remove_member(self, name: str, by: By, *, force: bool) -> Plain: ...
+
+    async def transfer(self, to: str | None, by: By) -> Plain:
+        """Hand leadership to a member, or to the one that is furthest; `{"leader": name}`."""
+        ...
+
+    async def found(self, by: By) -> Plain:
+        """Found the group now, though not every listed member has answered."""
+        ...
+
+    async def recover(self, lost: tuple[str, ...], by: By) -> Plain:
+        """Make what this instance has a new group of one; every other voter is lost."""
+        ...
+
+    async def renew(self, upstream: str, key: str, by: By) -> Plain:
+        """Extend a lease: `{"ttl": seconds, "suspect": bool}`."""
+        ...
+
+    async def ask_all(self, method: str, params: Plain, seconds: float) -> Mapping[str, Plain]:
+        """Ask every other member, by name; one that does not answer has `{"error": text}`."""
+        ...
+
+    def backup(self) -> Plain:
+        """Return all that the registry holds, as `restore` takes it."""
+        ...
+
+
 class Desk(Protocol):
     """The controller, as the admin sees it. Nothing but `reload`, `sync` and `stop` changes it."""
+
+    @property
+    def group(self) -> GroupDesk: ...
 
     @property
     def config(self) -> Config:
