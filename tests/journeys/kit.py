@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,12 +67,13 @@ def ask(
     method: str = "GET",
     *,
     body: object = None,
+    fields: Mapping[str, str] | None = None,
     host: str = "127.0.0.1",
     timeout: float = PATIENCE,
 ) -> Answer:
-    """Make one request over a connection of its own."""
+    """Make one request over a connection of its own; `fields` are more of its header."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    headers = {"Connection": "close"}
+    headers = {"Connection": "close", **(fields or {})}
     data = None
     if body is not None:
         headers["Content-Type"] = "application/json"
@@ -92,10 +93,12 @@ class Daemon:
         folder: Path,
         config: str,
         *,
+        name: str = "a",
         workers: int = 2,
         node: str = "",
         environ: dict[str, str] | None = None,
     ) -> None:
+        self.name = name
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.port, self.admin_port = free_ports(2)
@@ -112,7 +115,7 @@ class Daemon:
         """Write the file; `{port}` in it is this daemon's listener's."""
         self.config = config
         self.path.write_text(
-            f'[node]\nname = "a"\ndata_dir = "{self.data_dir}"\n'
+            f'[node]\nname = "{self.name}"\ndata_dir = "{self.data_dir}"\n'
             f"workers = {self.workers_count}\n{self.node}\n"
             f'[admin]\naddress = "127.0.0.1:{self.admin_port}"\n'
             + config.replace("{port}", str(self.port))
