@@ -1,8 +1,8 @@
 """The replicated registry of backends: pure, deterministic, the same on every member.
 
-In reading order: `values` what it holds; `commands` what may be asked and answered; `check`
-whether a command makes sense by itself; `file_view` what a changed file may still change;
-`machine` applies one command.
+In reading order: `values` what it holds; `commands` what may be asked and answered; `wire`
+commands as bytes; `check` whether a command makes sense by itself; `file_view` what a changed
+file may still change; `machine` applies one command; `members` takes in a change of members.
 """
 
 from lb.registry.commands import (
@@ -10,25 +10,33 @@ from lb.registry.commands import (
     Change,
     Code,
     Command,
+    Due,
+    ExpireLeases,
     Fields,
     IfMatch,
     Outcome,
     PatchBackend,
     PatchUpstream,
     PutBackend,
+    RaiseLevel,
     Refusal,
     RemoveBackend,
     RemoveUpstream,
+    RenewLease,
     Reply,
+    Restore,
     SyncFile,
     command_from_plain,
     command_to_plain,
 )
 from lb.registry.machine import apply
+from lb.registry.members import change_member, encode_member, member_named
 from lb.registry.values import (
+    LEVEL,
     By,
     Changed,
     Entry,
+    Member,
     Registry,
     Said,
     Source,
@@ -40,34 +48,48 @@ from lb.registry.values import (
     said_from_plain,
     state_hash,
 )
+from lb.registry.wire import UnknownCommandError, decode_command, encode_command
 
 __all__ = [
+    "LEVEL",
     "ApplyFile",
     "By",
     "Change",
     "Changed",
     "Code",
     "Command",
+    "Due",
     "Entry",
+    "ExpireLeases",
     "Fields",
     "IfMatch",
+    "Member",
     "Outcome",
     "PatchBackend",
     "PatchUpstream",
     "PutBackend",
+    "RaiseLevel",
     "Refusal",
     "Registry",
     "RemoveBackend",
     "RemoveUpstream",
+    "RenewLease",
     "Reply",
+    "Restore",
     "Said",
     "Source",
     "SyncFile",
+    "UnknownCommandError",
     "UpstreamEntry",
     "View",
     "apply",
+    "change_member",
     "command_from_plain",
     "command_to_plain",
+    "decode_command",
+    "encode_command",
+    "encode_member",
+    "member_named",
     "registry_from_plain",
     "registry_to_plain",
     "said_by_key",

@@ -14,12 +14,16 @@ from lb.registry.commands import (
     ApplyFile,
     Code,
     Command,
+    ExpireLeases,
     Fields,
     PatchBackend,
     PatchUpstream,
     PutBackend,
+    RaiseLevel,
     Refusal,
     RemoveBackend,
+    RenewLease,
+    Restore,
     SyncFile,
 )
 from lb.registry.values import BACKENDS_MAX, Said
@@ -35,6 +39,8 @@ HOST_LENGTH_MAX = 253
 UNIX_PATH_MAX = 107
 KEY_LENGTH_MAX = 255  # Of an idempotency key.
 SHOWN_LENGTH_MAX = 80  # Of what is quoted in a refusal.
+
+ABOUT_NONE = (ExpireLeases, RaiseLevel, Restore)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?", re.ASCII)
@@ -53,7 +59,7 @@ def check_command(command: Command) -> Refusal | None:
             return _first(
                 _check_key(command.key), _check_fields(command.fields), _check_put(command)
             )
-        case RemoveBackend():
+        case RemoveBackend() | RenewLease():
             return _check_key(command.key)
         case PatchUpstream():
             return _check_edits(command.edits)
@@ -106,7 +112,10 @@ def _is_host_port(address: str) -> bool:
 
 def _check_common(command: Command) -> Refusal | None:
     key = command.idempotency_key
-    if not is_name(command.upstream):
+    if isinstance(command, ABOUT_NONE):
+        if command.upstream:
+            return _invalid(f"{command.kind} is about no single upstream")
+    elif not is_name(command.upstream):
         return _invalid(f'"{_shown(command.upstream)}" is not a name of an upstream')
     if not is_text(command.by.note, NOTE_LENGTH_MAX):
         return _invalid(f"a note is a text of at most {NOTE_LENGTH_MAX} characters")

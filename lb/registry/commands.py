@@ -13,9 +13,12 @@ from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
 from lb.model import State
-from lb.registry.values import By, Entry, Plain, SaidList, digest, said_from_plain
+from lb.registry.values import LEVEL, By, Entry, Plain, SaidList, digest, said_from_plain
 
 IfMatch = tuple[int, ...] | Literal["*"] | None
+Due = tuple[str, str, int]  # Upstream, key of a backend, generation of its lease.
+
+LEASES = By(source="lease")  # By whom backends end that nobody renews.
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ class Fields:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """
-    Common to all commands.
+    Common to all commands. `upstream` is empty where one is about no single upstream.
 
     `if_match` holds the revisions one of which must be the upstream's or the backend's; an
     empty tuple matches nothing, `"*"` whatever exists. `min_active` is the share of active
@@ -148,6 +151,64 @@ class RemoveUpstream(Command):
     named_by: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewLease(Command):
+    """
+    Begin a backend's lease anew.
+
+    Only where the leader may not decide alone: the lease is suspect, which this ends, or its
+    end has been proposed already.
+    """
+
+    kind: ClassVar[str] = "renew-lease"
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpireLeases(Command):
+    """
+    End the leases that fell due. Proposed by the leader of `term`, and never passed on.
+
+    `due` names each lease with its generation: one that was begun anew meanwhile stays.
+    """
+
+    kind: ClassVar[str] = "expire-leases"
+
+    upstream: str = ""
+    by: By = LEASES
+    term: int
+    due: tuple[Due, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaiseLevel(Command):
+    """Let all use what needs feature level `level`: every member has said that it knows it."""
+
+    kind: ClassVar[str] = "raise-level"
+
+    upstream: str = ""
+    level: int
+
+    def __post_init__(self) -> None:
+        if self.level > LEVEL:
+            raise ValueError(f"feature level {self.level}; this version knows {LEVEL}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restore(Command):
+    """
+    Make all upstreams what `content`, the plain form of a registry, has of them.
+
+    Id, members, level and remembered answers stay as they are.
+    """
+
+    kind: ClassVar[str] = "restore"
+
+    upstream: str = ""
+    content: Plain
+
+
 class Outcome(StrEnum):
     """How a command ended."""
 
@@ -181,11 +242,25 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a command did to one backend; `fields` names what differs where it was `changed`."""
+    """
+    What a command did to one backend; `fields` names what differs where it was `changed`.
+
+    `upstream` is the backend's where the command names none, or several.
+    """
 
     key: str
     what: Literal["added", "changed", "removed"]
     fields: tuple[str, ...] = ()
+    upstream: str = ""
+
+    def to_plain(self) -> list[Any]:
+        plain = [self.key, self.what, list(self.fields)]
+        return [*plain, self.upstream] if self.upstream else plain
+
+    @classmethod
+    def from_plain(cls, plain: list[Any]) -> Change:
+        key, what, of, *upstream = plain
+        return cls(key, what, tuple(of), *upstream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +290,7 @@ class Reply:
             "revision": self.revision,
             "refusal": refusal and [refusal.code.value, refusal.detail, refusal.hint],
             "backend": self.backend and self.backend.to_plain(),
-            "changes": [[change.key, change.what, list(change.fields)] for change in self.changes],
+            "changes": [change.to_plain() for change in self.changes],
             "stale": list(self.stale),
             "differs": list(self.differs),
             "repeated": self.repeated,
@@ -230,7 +305,7 @@ class Reply:
             revision=plain["revision"],
             refusal=refusal and Refusal(Code(refusal[0]), refusal[1], refusal[2]),
             backend=backend and Entry.from_plain(backend),
-            changes=tuple(Change(key, what, tuple(of)) for key, what, of in plain["changes"]),
+            changes=tuple(map(Change.from_plain, plain["changes"])),
             stale=tuple(plain["stale"]),
             differs=tuple(plain["differs"]),
             repeated=plain["repeated"],
@@ -247,6 +322,10 @@ COMMANDS: Mapping[str, type[Command]] = {
         ApplyFile,
         SyncFile,
         RemoveUpstream,
+        RenewLease,
+        ExpireLeases,
+        RaiseLevel,
+        Restore,
     )
 }
 
@@ -301,5 +380,6 @@ _READERS: Mapping[str, Any] = {
     "remembered": said_from_plain,
     "said": said_from_plain,
     "named_by": tuple,
+    "due": lambda plain: tuple((upstream, key, lease) for upstream, key, lease in plain),
     "if_match": lambda plain: plain if plain == "*" else tuple(plain),
 }

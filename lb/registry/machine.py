@@ -18,15 +18,19 @@ from lb.registry.commands import (
     Change,
     Code,
     Command,
+    ExpireLeases,
     Fields,
     Outcome,
     PatchBackend,
     PatchUpstream,
     PutBackend,
+    RaiseLevel,
     Refusal,
     RemoveBackend,
     RemoveUpstream,
+    RenewLease,
     Reply,
+    Restore,
     SyncFile,
     digest_of_command,
 )
@@ -67,9 +71,9 @@ class _Draft:
     differs: tuple[str, ...] = ()
 
 
-def apply(registry: Registry, command: Command) -> tuple[Registry, Reply]:
+def apply(registry: Registry, command: Command, term: int = 0) -> tuple[Registry, Reply]:
     """
-    Apply one command.
+    Apply one command; `term` is the one in which its entry came into the log.
 
     Returned is the same registry, not a copy, where nothing at all changed. With an idempotency
     key the answer is remembered, a refusal too: a retry must not succeed where the first try was
@@ -94,6 +98,8 @@ def _apply_once(registry: Registry, command: Command) -> tuple[Registry, Reply]:
             raise _RefusedError(refusal.code, refusal.detail, refusal.hint)
         if isinstance(command, RemoveUpstream):
             return _remove_upstream(registry, command)
+        if isinstance(command, RenewLease | ExpireLeases | RaiseLevel | Restore):
+            raise _RefusedError(Code.NOT_SUPPORTED, f"{command.kind} is not yet supported")
         upstream = registry.upstreams.get(command.upstream)
         if upstream is None and not isinstance(command, ApplyFile | SyncFile):
             raise _unknown_upstream(command)

@@ -3,6 +3,9 @@
 Every value is deterministic to build, to compare and to write down, since the same commands
 must give the same bytes on every member. Mappings keep the order in which things were added.
 
+A field that came later is left out of the plain form while it has its default. So an older
+form is read as it is, and two versions give the same state the same hash.
+
 Not here: health, which each instance finds out for itself and never shares.
 """
 
@@ -21,6 +24,8 @@ UPSTREAMS_MAX = 4_096
 BACKENDS_MAX = 10_000  # Of one upstream.
 PAST_VIEWS_MAX = 100
 ANSWERS_MAX = 10_000  # Idempotency keys whose answer is remembered.
+REMOVED_MAX = 1_000  # Ids of members that left; whoever still uses one is told so.
+LEVEL = 1  # The newest feature level that this version knows.
 DIGEST_LENGTH = 32  # Hexadecimal digits kept of a SHA-256.
 
 Plain = dict[str, Any]
@@ -259,32 +264,75 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One instance of the group. `id` is never given twice; a learner is no `voter` yet."""
+
+    id: int
+    name: str
+    address: str
+    voter: bool
+    changed: Changed
+
+    def to_plain(self) -> Plain:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "address": self.address,
+            "voter": self.voter,
+            "changed": self.changed.to_plain(),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Plain) -> Member:
+        changed = Changed.from_plain(plain["changed"])
+        return cls(plain["id"], plain["name"], plain["address"], plain["voter"], changed)
+
+
+@dataclass(frozen=True, slots=True)
 class Registry:
     """
     The replicated state. `lb.registry.apply` makes the next one; nothing changes in place.
 
-    `revision` grows by one with each command that changed an upstream or a backend. The file's
-    view and the remembered answers move without it: nobody routes by them.
+    `revision` grows by one with each command that changed an upstream or a backend, and with
+    each change of members. The file's view and the remembered answers move without it: nobody
+    routes by them.
+
+    `removed` holds ids of members that left, the newest last, at most `REMOVED_MAX`. `level` is
+    the feature level: what a member must know to be one.
     """
 
     id: str
     revision: int = 0
     upstreams: Mapping[str, UpstreamEntry] = field(default_factory=dict)
     answers: Mapping[str, Answer] = field(default_factory=dict)
+    members: Mapping[int, Member] = field(default_factory=dict)
+    removed: tuple[int, ...] = ()
+    level: int = 1
 
 
 def registry_to_plain(registry: Registry) -> Plain:
     """The registry as JSON can hold it; `registry_from_plain` is the way back."""
-    return {
+    plain: Plain = {
         "id": registry.id,
         "revision": registry.revision,
         "upstreams": {name: entry.to_plain() for name, entry in registry.upstreams.items()},
         "answers": {key: answer.to_plain() for key, answer in registry.answers.items()},
     }
+    if registry.members:
+        plain["members"] = [member.to_plain() for member in registry.members.values()]
+    if registry.removed:
+        plain["removed"] = list(registry.removed)
+    if registry.level > 1:
+        plain["level"] = registry.level
+    return plain
 
 
 def registry_from_plain(plain: Plain) -> Registry:
     """Read what `registry_to_plain` wrote; KeyError, TypeError or ValueError if it is not that."""
+    level = plain.get("level", 1)
+    if level > LEVEL:
+        raise ValueError(f"it has feature level {level}, and this version knows {LEVEL}")
+    members = [Member.from_plain(member) for member in plain.get("members", ())]
     return Registry(
         id=plain["id"],
         revision=plain["revision"],
@@ -292,6 +340,9 @@ def registry_from_plain(plain: Plain) -> Registry:
             name: UpstreamEntry.from_plain(entry) for name, entry in plain["upstreams"].items()
         },
         answers={key: Answer.from_plain(answer) for key, answer in plain["answers"].items()},
+        members={member.id: member for member in members},
+        removed=tuple(plain.get("removed", ())),
+        level=level,
     )
 
 
