@@ -22,6 +22,7 @@ import httptools
 from lb.errors import BackendError, ClientError
 
 END_OF_HEAD: Final = b"\r\n\r\n"
+HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
 REPLY_HEAD_BYTES_MAX: Final = 64 * 1024
 REPLY_FIELDS_MAX: Final = 256
 LENGTH_DIGITS_MAX: Final = 18  # 10**18 octets: more than anyone has, less than 2**63.

@@ -18,19 +18,18 @@ from lb.errors import BackendError
 from lb.http1.framing import BodyReader, CloseBody, FramingError, Octets, response_body
 from lb.http1.head import (
     END_OF_HEAD,
+    HEAD_REMEMBERED_MAX,
     REPLY_HEAD_BYTES_MAX,
     ResponseHead,
     read_response_head,
 )
 from lb.proxy.deadlines import NEVER
+from lb.proxy.plan import WRITE_HIGH, WRITE_LOW
 from lb.proxy.tunnel import keep_alive
 from lb.retry import Failure
 
 INTERIM_RESPONSES_MAX: Final = 16  # 1xx heads before a final one
-WRITE_HIGH: Final = 64 * 1024
-WRITE_LOW: Final = 32 * 1024
 COPIED_BYTES_MAX: Final = 8 * 1024  # up to here a slice costs less than a view
-HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
 LAST_WORDS_BYTES_MAX: Final = 128 * 1024  # of a response, read after the connection was reset
 
 
@@ -191,13 +190,13 @@ class BackendConnection:
     def pause_writing(self) -> None:
         self.clogged = True
         self._unsent = self._transport.get_write_buffer_size()
-        self._await_head()
+        self._set_response_clock()
         if self._asker is not None:
             self._asker.hold_request()
 
     def resume_writing(self) -> None:
         self.clogged = False
-        self._await_head()
+        self._set_response_clock()
         if self._asker is not None:
             self._asker.release_request()
 
@@ -278,7 +277,7 @@ class BackendConnection:
         """Send more of the request's body; `whole`: its end."""
         self._whole = whole
         self._transport.write(data)
-        self._await_head()
+        self._set_response_clock()
 
     def end_writing(self) -> None:
         """Say that nothing more will be sent, and go on reading."""
@@ -303,7 +302,7 @@ class BackendConnection:
             self._transport.resume_reading()
         self.deadline = monotonic() + self._stall_s
 
-    def _await_head(self) -> None:
+    def _set_response_clock(self) -> None:
         """Set the backend's clock, if what is due is a head."""
         if self._phase is _HEAD:
             due = self._whole or self.clogged

@@ -27,6 +27,7 @@ from lb.errors import ClientError
 from lb.http1.framing import BodyReader, CloseBody, FramingError, Octets, request_body
 from lb.http1.head import (
     END_OF_HEAD,
+    HEAD_REMEMBERED_MAX,
     RequestHead,
     read_request_head,
 )
@@ -36,18 +37,15 @@ from lb.metrics import Meters
 from lb.model import Listener
 from lb.proxy.deadlines import NEVER
 from lb.proxy.exchange import Exchange
-from lb.proxy.plan import WorkerState
+from lb.proxy.plan import WRITE_HIGH, WRITE_LOW, WorkerState
 from lb.proxy.tunnel import keep_alive
 
-WRITE_HIGH: Final = 64 * 1024
-WRITE_LOW: Final = 32 * 1024
 REQUESTS_MAX: Final = 1000  # that one connection carries
 LINGER_S: Final = 2.0  # of silence, until we read no further after the last answer
 LINGER_MAX_S: Final = 30.0  # in all: many a client reads only once it has sent everything
 LOOK_S: Final = 0.5  # how often we ask whether a client is there that we don't read from
 CLOSE_S: Final = 30.0  # for the last answer to leave
 TURNED_AWAY_MAX: Final = 1024  # clients over the limit that are told so; more are just closed
-HEAD_REMEMBERED_MAX: Final = 4096  # octets: a longer one is read anew each time
 CLOSES_NOW_AFTER_S: Final = 0.5  # of idling, while draining
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -359,7 +357,7 @@ class ClientConnection:
         end = buffer.find(END_OF_HEAD, self._scanned)
         limits = self.plan.limits
         if end < 0 or end > limits.header_bytes:
-            self._await_head(buffer)
+            self._bound_head(buffer)
             return
         size = end + 4
         if size == len(buffer):
@@ -398,7 +396,7 @@ class ClientConnection:
             data, self._buffer = self._buffer, b""
             self.data_received(data)
 
-    def _await_head(self, buffer: bytes) -> None:
+    def _bound_head(self, buffer: bytes) -> None:
         """See to it that a head cannot grow or take time without bound."""
         limits = self.plan.limits
         if len(buffer) > limits.request_line and buffer.find(b"\r\n", 0, limits.request_line) < 0:

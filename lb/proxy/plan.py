@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from email.utils import formatdate
 from itertools import count
 from time import CLOCK_REALTIME, clock_gettime, monotonic
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from lb.http1.replies import Reply, render
 from lb.metric_names import method_label
@@ -19,6 +19,10 @@ from lb.metrics import BOUNDS, SUM, Meters
 from lb.model import UPGRADE, Route
 from lb.proxy.accesslog import AccessLog
 from lb.proxy.deadlines import Deadlines
+
+# Octets that we hold for a peer that reads slowly, before its source is paused and read on.
+WRITE_HIGH: Final = 64 * 1024
+WRITE_LOW: Final = 32 * 1024
 
 K = TypeVar("K", bound=Hashable)
 
