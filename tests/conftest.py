@@ -11,6 +11,7 @@ HERE = Path(__file__).parent
 
 # The first folder or file name that fits gives a test its area; the rest are units.
 AREAS = {
+    "chaos": "group chaos",
     "journeys": "journeys",
     "test_dashboard.py": "journeys",
     "wire": "wire and fuzz",
