@@ -12,11 +12,12 @@ from lb.cli.instance import print_reload
 from lb.cli.output import output_option, print_json, say
 from lb.cli.tree import LazyGroup
 from lb.config.diff import diff as compare
-from lb.config.doc import describe, json_schema
+from lb.config.doc import describe, json_schema, without_secrets
 from lb.config.doc import show as as_toml
 from lb.config.load import ConfigErrors, Loaded, find_config, load
 from lb.config.sample import sample
 from lb.config.schema import Config
+from lb.config.secrets import HIDDEN_TOO
 from lb.errors import OperatorError
 
 
@@ -91,7 +92,7 @@ def show(path: str | None, output: str) -> None:
     loaded = load(find_config(path, os.environ), os.environ)
     _say_warnings(loaded)
     if output == "json":
-        print_json(loaded.config.model_dump(mode="json"))
+        print_json(without_secrets(loaded.config))
     else:
         click.echo(as_toml(loaded.config), nl=False)
 
@@ -101,10 +102,14 @@ def show(path: str | None, output: str) -> None:
 @output_option
 @click.pass_context
 def diff(ctx: click.Context, admin: str | None, config: str | None, output: str) -> None:
-    """What the file would change in the running instance; exit status 1 if anything."""
+    """What the file would change in the running instance, secrets aside; exit status 1 if any."""
     loaded = load(find_config(config, os.environ), os.environ)
-    running = Config.model_validate(find_admin(admin, config).get("/v1/config").plain["config"])
-    changes = compare(running, loaded.config)
+    plain = find_admin(admin, config).get("/v1/config").plain["config"]
+    running, wanted = (
+        Config.model_validate(each, context=HIDDEN_TOO)  # Its secrets are not shown to anyone.
+        for each in (plain, loaded.config.model_dump(mode="json"))
+    )
+    changes = compare(running, wanted)
     if output == "json":
         print_json(changes.as_plain())
     else:

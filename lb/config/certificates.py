@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from lb.config.checks import Finding
 from lb.config.positions import Path
-from lb.config.schema import Config
+from lb.config.schema import Config, GroupTls
 from lb.errors import OperatorError
 from lb.pem import load_pair
 
@@ -99,6 +99,7 @@ def read_bundle(name: str) -> Bundle:
 def pairs_of(config: Config) -> set[tuple[str, str]]:
     """Name all certificates that a config shows to anyone, each with its key."""
     shown = {(pair.cert, pair.key) for each in config.listener.values() for pair in each.tls}
+    shown |= {(each.cert, each.key) for each in (config.admin.tls, group_tls(config)) if each}
     return shown | {
         (each.tls.cert, each.tls.key) for each in config.upstream.values() if each.tls.cert
     }
@@ -107,7 +108,16 @@ def pairs_of(config: Config) -> set[tuple[str, str]]:
 def bundles_of(config: Config) -> set[str]:
     """Name all files of authorities."""
     clients = {each.client_ca for each in config.listener.values() if each.client_ca}
+    if config.admin.tls and config.admin.tls.client_ca:
+        clients.add(config.admin.tls.client_ca)
+    if tls := group_tls(config):
+        clients.add(tls.ca)
     return clients | {each.tls.ca for each in config.upstream.values() if each.tls.ca}
+
+
+def group_tls(config: Config) -> GroupTls | None:
+    """Return what members know each other by, if it is certificates."""
+    return config.group.tls if config.group else None
 
 
 def check_certificates(
@@ -144,16 +154,27 @@ def _errors(config: Config, tree: Mapping[str, Any]) -> Iterator[tuple[Path, Bad
                 read_bundle(listener.client_ca)
             except BadCertificateError as error:
                 yield ("listener", name, "client_ca"), error
-    for name, upstream in config.upstream.items():
+    for path, cert, secret, authority, ca in _others(config):
         key = "cert"
         try:
-            if upstream.tls.cert:
-                read_pair(upstream.tls.cert, upstream.tls.key, now)
-            key = "ca"
-            if upstream.tls.ca:
-                read_bundle(upstream.tls.ca)
+            if cert:
+                read_pair(cert, secret, now)
+            key = authority
+            if ca:
+                read_bundle(ca)
         except BadCertificateError as error:
-            yield ("upstream", name, "tls", "key" if error.key else key), error
+            yield (*path, "key" if error.key else key), error
+
+
+def _others(config: Config) -> Iterator[tuple[Path, str, str, str, str | None]]:
+    """Yield the tables but listeners' with their certificate, its key, and their authorities."""
+    if tls := config.admin.tls:
+        yield ("admin", "tls"), tls.cert, tls.key, "client_ca", tls.client_ca
+    if group := group_tls(config):
+        yield ("group", "tls"), group.cert, group.key, "ca", group.ca
+    for name, upstream in config.upstream.items():
+        where: Path = ("upstream", name, "tls")
+        yield where, upstream.tls.cert, upstream.tls.key, "ca", upstream.tls.ca
 
 
 def _oddities(config: Config) -> Iterator[str]:
@@ -164,6 +185,13 @@ def _oddities(config: Config) -> Iterator[str]:
             yield f"{cert} is not valid yet, by this machine's clock"
         if os.stat(key).st_mode & 0o007:
             yield f"{key} may be read by everybody on this machine"
+    if tls := group_tls(config):
+        names = read_pair(tls.cert, tls.key, now).names
+        if config.node.name.lower() not in names:
+            yield (
+                f"{tls.cert} is for {', '.join(names) or 'nobody'}: others of the group"
+                f' will not take it for "{config.node.name}"'
+            )
 
 
 def _read(name: str, *, key: bool) -> bytes:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lb import model, routing
-from lb.config.addresses import Address, listen_address
+from lb.config.addresses import Address, backend_address, listen_address
 from lb.config.kinds import NAME, nearest, shown
 from lb.config.positions import Path
-from lb.config.schema import Config
+from lb.config.schema import Config, Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,15 @@ class Finding:
     at_key: bool = False
 
 
-def check(config: Config, *, sound: bool) -> list[Finding]:
+def check(config: Config, tree: Mapping[str, Any], *, sound: bool) -> list[Finding]:
     """
     Check across tables that are right in themselves; `dangling` looks at the others too.
 
-    Some errors can only be told where all else is right: pass `sound`.
+    Some errors can only be told where all else is right: pass `sound`. `tree` is what was
+    written: what is wrong in itself is not in the config, and yet is not missing.
     """
-    findings = [*_addresses(config), *_admin(config), *_conflicts(config)]
+    findings = [*_addresses(config), *_admin(config, _table(tree, "admin"))]
+    findings += [*_group(config, _table(tree, "group")), *_conflicts(config)]
     if sound and not findings:
         findings += [*_unreachable(config), *_nothing(config)]
     return findings
@@ -56,7 +58,7 @@ def dangling(tree: Mapping[str, Any]) -> Iterator[Finding]:
 
 def warnings(config: Config) -> tuple[str, ...]:
     """Say what is allowed, yet probably not meant."""
-    return tuple(_warnings(config))
+    return (*_warnings(config), *_warnings_of_admin(config), *_warnings_of_group(config))
 
 
 def _missing(
@@ -91,18 +93,61 @@ def _all_addresses(config: Config) -> Iterator[tuple[Path, str, str]]:
     yield ("admin", "address"), config.admin.address, "[admin]"
     if config.admin.probe is not None:
         yield ("admin", "probe"), config.admin.probe, "[admin] probe"
+    if config.group is not None:
+        yield ("group", "listen"), config.group.listen, "[group]"
     for name, listener in config.listener.items():
         for index, text in enumerate(listener.address):
             yield ("listener", name, "address", index), text, f"[listener.{name}]"
 
 
-def _admin(config: Config) -> Iterator[Finding]:
-    if not listen_address(config.admin.address).is_local:
+def _admin(config: Config, written: Mapping[str, Any]) -> Iterator[Finding]:
+    admin = config.admin
+    missing = [
+        *([] if written.get("tls") else ['tls = { cert = "a.pem", key = "a.key" }']),
+        *([] if written.get("tokens") else ["tokens"]),
+    ]
+    if missing and not listen_address(admin.address).is_local:
         yield Finding(
             ("admin", "address"),
-            "others could reach this; tokens and TLS for it are not yet supported",
-            "a loopback address or a unix socket",
+            "others could reach this: it needs TLS and tokens",
+            f"add {' and '.join(missing)}, or write a loopback address or a unix socket",
         )
+    if admin.tls and listen_address(admin.address).path:
+        yield Finding(("admin", "tls"), "a unix socket speaks no TLS", "leave it out")
+
+
+def _group(config: Config, written: Mapping[str, Any]) -> Iterator[Finding]:
+    group = config.group
+    if group is None:
+        return
+    listen, name = listen_address(group.listen), config.node.name
+    if listen.is_everywhere and name not in _table(written, "members"):
+        yield Finding(
+            ("group", "listen"),
+            f"others could not know where {shown(name)} can be reached",
+            f"listen on one address, or add {shown(name)} to members",
+        )
+    known = any(written.get(key) for key in ("tls", "secret", "secret_file"))
+    if not known and not _stays_here(group):
+        yield Finding(
+            ("group", "listen"),
+            "others could reach this: members must know each other by tls or a secret",
+            'add secret_file = "group.secret", or tls',
+        )
+
+
+def _stays_here(group: Group) -> bool:
+    """Whether all of a group is on this machine."""
+    others = (*group.members.values(), *group.join)
+    return listen_address(group.listen).is_local and all(map(_is_loopback, others))
+
+
+def _is_loopback(text: str) -> bool:
+    address = backend_address(text)
+    try:
+        return address.is_local
+    except ValueError:
+        return address.host == "localhost"  # Any other name may be anywhere.
 
 
 def _conflicts(config: Config) -> Iterator[Finding]:
@@ -168,3 +213,22 @@ def _warnings(config: Config) -> Iterator[str]:
             yield f"upstream.{name} is used by no listener and no route"
         if upstream.health is not None and not upstream.health.active:
             yield f'upstream.{name}.health has neither path nor type = "tcp": nothing is checked'
+
+
+def _warnings_of_admin(config: Config) -> Iterator[str]:
+    for token in config.admin.tokens:
+        for name in token.upstreams:
+            if name not in config.upstream:
+                yield f"admin.tokens: {token.name} may register in {name}, which is not here"
+
+
+def _warnings_of_group(config: Config) -> Iterator[str]:
+    group, name = config.group, config.node.name
+    if group is None:
+        return
+    if group.members and not group.join and name not in group.members:
+        yield f"group.members has no {name}, which is this instance: it can only join the others"
+    if group.security == "secret" and not _stays_here(group):
+        yield "group.secret proves who speaks and hides nothing: tls encrypts as well"
+    elif group.secret or group.secret_file:
+        yield "group.secret is not used, as there is group.tls"

@@ -9,6 +9,8 @@ from typing import Any, get_origin
 from lb.config import toml
 from lb.config.judge import section_at
 from lb.config.schema import Config
+from lb.config.secrets import MARKED, unmarked
+from lb.config.section import needs_restart
 
 WRITTEN_MAX = 200  # Characters of a value that a line of changes repeats.
 
@@ -36,7 +38,8 @@ class Changes:
 def diff(old: Config, new: Config) -> Changes:
     """Compare two configurations, key by key, in the order of the schema."""
     changes = Changes()
-    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    before, after = (each.model_dump(mode="json", context=MARKED) for each in (old, new))
+    guarded = security_changes(old, new)
     for key, field_info in Config.model_fields.items():
         if get_origin(field_info.annotation) is dict:
             for words, about in _named(key, before[key], after[key]):
@@ -45,7 +48,7 @@ def diff(old: Config, new: Config) -> Changes:
                     changes.about[words] = about
             continue
         for path, words in _values(key, before[key], after[key]):
-            if _needs_restart(path):
+            if _needs_restart(path) or (guarded and path.startswith(guarded)):
                 changes.needs_restart.append(words)
             else:
                 changes.changed.append(words)
@@ -108,12 +111,26 @@ def _key(backend: Mapping[str, Any]) -> str:
 
 
 def _written(value: Any) -> str:
-    text = toml.value(value)
+    text = unmarked(toml.value(value))
     return text if len(text) <= WRITTEN_MAX else f"{text[:WRITTEN_MAX]}..."
 
 
+def security_changes(old: Config, new: Config) -> tuple[str, ...]:
+    """
+    Name the keys of `[group]` that wait for a restart because how members know each other changes.
+
+    Another secret is taken up at once. None at all is not: the address that we listen on stays.
+    """
+    if old.group is None or new.group is None or old.group.security == new.group.security:
+        return ()
+    return ("group.tls", "group.secret")
+
+
 def _needs_restart(path: str) -> bool:
-    section = section_at(path.split("."))
-    found = section.model_fields.get(path.rpartition(".")[2])
-    extra = found.json_schema_extra if found else None
-    return isinstance(extra, dict) and bool(extra.get("restart"))
+    parts = path.split(".")
+    for length in range(len(parts)):
+        found = section_at(parts[:length]).model_fields.get(parts[length])
+        # A table that comes or goes may need one, though most keys in it do not.
+        if needs_restart(found) and (length or len(parts) == 1):
+            return True
+    return False

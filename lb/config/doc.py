@@ -76,8 +76,18 @@ def json_schema() -> dict[str, Any]:
 
 
 def show(config: Config) -> str:
-    """Write a configuration as TOML, defaults included; it can be loaded again."""
-    return toml.write(config.model_dump(mode="json"))
+    """Write a configuration as TOML, defaults included. Loaded again it wants its secrets."""
+    return toml.write(without_secrets(config))
+
+
+def without_secrets(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain values; where a secret has a file, the file says it all."""
+    plain = config.model_dump(mode="json")
+    for table in (plain["group"] or {}, *plain["admin"]["tokens"]):
+        for key in ("secret", "token"):
+            if key in table and (table.get(f"{key}_file") or not table[key]):
+                del table[key]
+    return plain
 
 
 def _keys(prefix: str, section: type[Section]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from lb.config import environment
 from lb.config.kinds import shown
 from lb.config.positions import Path, Place, Positions, ScanError, TooDeepError, line_starts, scan
 from lb.config.problem import Problem, excerpt
+from lb.config.secrets import blanked
 
 BYTES_MAX = 1024 * 1024  # All files together.
 FILES_MAX = 1000
@@ -48,7 +49,7 @@ class Source:
         """Make an error at a place of this file, or about the file as a whole."""
         if place is None:
             return Problem(self.name, 0, 0, message, hint=hint)
-        source_line, at = excerpt(self.line(place.line), place.column)
+        source_line, at = excerpt(blanked(self.line(place.line)), place.column)
         return Problem(
             self.name, place.line, place.column, message, source_line, place.width, hint, at
         )

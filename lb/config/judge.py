@@ -41,7 +41,7 @@ def judge(files: Files) -> Config:
             rest = _salvage(files.tree)
     sound = config is not None and not files.problems and not findings
     if rest is not None:
-        findings += check(rest, sound=sound)
+        findings += check(rest, files.tree, sound=sound)
     if findings or files.problems:
         raise errors_of(files, findings, unread)
     assert config is not None, "no Config, yet nothing wrong with it"

@@ -13,7 +13,8 @@ from lb.config.files import Files
 from lb.config.find import find_config
 from lb.config.judge import errors_of, judge
 from lb.config.problem import ConfigErrors, Problem
-from lb.config.schema import Config, Listener, Section
+from lb.config.schema import Admin, Config, Group, Listener, Section
+from lb.config.secret_files import read_secrets
 
 S = TypeVar("S", bound=Section)
 
@@ -47,10 +48,12 @@ def load(path: str, environ: Mapping[str, str], patience: float = 0.0) -> Loaded
     if not files.tree and files.problems:
         raise ConfigErrors(files.problems)
     config = _complete(judge(files), os.path.dirname(os.path.abspath(path)), environ)
-    findings, more = check_certificates(config, files.tree, patience)
-    if findings:
-        raise errors_of(files, findings)
-    return Loaded(config, tuple(files.names), files.digest, (*warnings(config), *more))
+    secrets = read_secrets(config, files.tree)
+    findings, more = check_certificates(secrets.config, files.tree, patience)
+    if findings or secrets.findings:
+        raise errors_of(files, [*secrets.findings, *findings])
+    told = (*warnings(config), *secrets.warnings, *more)
+    return Loaded(secrets.config, tuple(files.names), files.digest, told)
 
 
 def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config:
@@ -72,6 +75,8 @@ def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config
                 for name, upstream in config.upstream.items()
             },
             "node": node.model_copy(update={"data_dir": os.path.join(folder, data_dir)}),
+            "admin": _place_admin(config.admin, folder),
+            "group": config.group and _place_group(config.group, folder),
             "log": config.log.model_copy(
                 update={"output": _beside(config.log.output, folder, {"stderr", "stdout"})}
             ),
@@ -85,6 +90,17 @@ def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config
 def _place_listener(listener: Listener, folder: str) -> Listener:
     pairs = [_place(pair, folder, "cert", "key") for pair in listener.tls]
     return _place(listener.model_copy(update={"tls": pairs}), folder, "client_ca")
+
+
+def _place_admin(admin: Admin, folder: str) -> Admin:
+    tokens = [_place(token, folder, "token_file") for token in admin.tokens]
+    tls = admin.tls and _place(admin.tls, folder, "cert", "key", "client_ca")
+    return admin.model_copy(update={"tokens": tokens, "tls": tls})
+
+
+def _place_group(group: Group, folder: str) -> Group:
+    tls = group.tls and _place(group.tls, folder, "cert", "key", "ca")
+    return _place(group.model_copy(update={"tls": tls}), folder, "secret_file")
 
 
 def _place(section: S, folder: str, *keys: str) -> S:

@@ -17,6 +17,7 @@ from typing import Any
 from lb.build import BUILD
 from lb.config.load import ConfigErrors, Loaded, load
 from lb.config.schema import Config
+from lb.config.secrets import REVEALED
 from lb.errors import OperatorError, OurError
 
 PARSE_SECONDS_MAX = 30.0
@@ -59,9 +60,9 @@ def main(arguments: list[str]) -> int:
 
 
 def loaded_to_plain(loaded: Loaded) -> dict[str, Any]:
-    """For JSON; see `loaded_from_plain`."""
+    """For JSON, secrets included; see `loaded_from_plain`."""
     return {
-        "config": loaded.config.model_dump(mode="json"),
+        "config": loaded.config.model_dump(mode="json", context=REVEALED),
         "files": list(loaded.files),
         "digest": loaded.digest,
         "warnings": list(loaded.warnings),

@@ -21,6 +21,8 @@ from pydantic import (
     model_validator,
 )
 
+from lb.config.admin import Admin, AdminTls, Token
+from lb.config.group import Group, GroupTls
 from lb.config.kinds import (
     NAME_MAX,
     Choice,
@@ -64,10 +66,13 @@ from lb.config.upstreams import (
 __all__ = [
     "AccessLog",
     "Admin",
+    "AdminTls",
     "Backend",
     "Certificate",
     "Config",
     "Drain",
+    "Group",
+    "GroupTls",
     "Health",
     "Keepalive",
     "Listener",
@@ -79,6 +84,7 @@ __all__ = [
     "Retries",
     "Route",
     "Section",
+    "Token",
     "Upstream",
     "UpstreamTimeouts",
     "UpstreamTls",
@@ -133,29 +139,6 @@ class Node(Section):
         if self.workers == "auto":
             return min(WORKERS_MAX, len(os.sched_getaffinity(0)))
         return self.workers
-
-
-class Admin(Section):
-    """Where operators, the command line and the dashboard talk to this instance."""
-
-    noun = "[admin]"
-    later = frozenset({"tokens", "tls"})
-
-    address: Annotated[str, ListenAddress()] = restart(
-        "127.0.0.1:9900",
-        "Loopback, or a unix socket (mode 0660).",
-        examples=["unix:/run/lb/admin.sock"],
-    )
-    hosts: Annotated[list[Annotated[str, HostPattern()]], OrOne()] = Field(
-        default=[],
-        description="Names by which a browser may call us.",
-        examples=[["lb.example.com"]],
-    )
-    probe: Annotated[str, ListenAddress()] | None = restart(
-        None,
-        "A second, plain address that knows only /livez, /readyz and /metrics.",
-        examples=["0.0.0.0:9902"],
-    )
 
 
 class Log(Section):
@@ -452,7 +435,7 @@ class Config(Section):
     """All of it."""
 
     noun = "this file"
-    later = frozenset({"group", "plugins"})
+    later = frozenset({"plugins"})
 
     version: Annotated[int, Whole(0, 2**53)] | None = Field(
         default=None, description="Raise it so that a new machine's file may change the registry."
@@ -461,6 +444,9 @@ class Config(Section):
     admin: Admin = Field(default=Admin(), description="Where operators talk to it.")
     log: Log = Field(default=Log(), description="The daemon's own log.")
     access_log: AccessLog = Field(default=AccessLog(), description="One line for every exchange.")
+    group: Group | None = restart(
+        None, "The instances that agree on backends. Left out: a group of one."
+    )
     listener: dict[Annotated[str, Name()], Listener] = Field(
         default={}, description="Addresses that we accept clients on."
     )

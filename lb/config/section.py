@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
@@ -18,3 +19,9 @@ class Section(BaseModel):
 def restart(default: Any, description: str, **more: Any) -> Any:
     """Declare a key whose change acts only after a restart or `lb upgrade`."""
     return Field(default, description=description, json_schema_extra={"restart": True}, **more)
+
+
+def needs_restart(field: FieldInfo | None) -> bool:
+    """Whether a key was declared by `restart`."""
+    extra = field.json_schema_extra if field else None
+    return isinstance(extra, dict) and bool(extra.get("restart"))

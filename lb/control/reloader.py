@@ -19,9 +19,10 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from lb.config.diff import Changes, diff
+from lb.config.diff import Changes, diff, security_changes
 from lb.config.load import Loaded
-from lb.config.schema import Config, Section
+from lb.config.schema import Config
+from lb.config.section import Section, needs_restart
 from lb.control.file_memory import (
     FileMemory,
     FileOutcome,
@@ -248,21 +249,24 @@ class Reloader:
 
 def keep_restart_keys(running: Config, wanted: Config) -> Config:
     """Return `wanted` with the values that `running` has of keys that need a restart."""
-    update = {}
-    for name in Config.model_fields:
+    update: dict[str, Any] = {}
+    for name, field in Config.model_fields.items():
         before, after = getattr(running, name), getattr(wanted, name)
-        if isinstance(after, Section):
+        if isinstance(before, Section) and isinstance(after, Section):
             kept = {key: getattr(before, key) for key in _restart_keys(type(after))}
             update[name] = after.model_copy(update=kept)
+        elif needs_restart(field):
+            update[name] = before
+    if security_changes(running, wanted):
+        assert running.group is not None
+        # Listening where others can reach us, and asking nobody who they are, is never in force.
+        kept = {key: getattr(running.group, key) for key in ("tls", "secret", "secret_file")}
+        update["group"] = update["group"].model_copy(update=kept)
     return wanted.model_copy(update=update)
 
 
 def _restart_keys(section: type[Section]) -> list[str]:
-    return [
-        key
-        for key, field in section.model_fields.items()
-        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("restart")
-    ]
+    return [key for key, field in section.model_fields.items() if needs_restart(field)]
 
 
 def addresses_of(config: Config) -> list[str]:

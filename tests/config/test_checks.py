@@ -44,7 +44,7 @@ TWO = "[upstream.a]\n[upstream.b]\n"
         ('[admin]\nprobe = "0.0.0.0:99"\n' + TWO, []),
         (
             '[admin]\naddress = ":99"\n' + TWO,
-            ["2:11 others could reach this; tokens and TLS for it are not yet supported"],
+            ["2:11 others could reach this: it needs TLS and tokens"],
         ),
         # Routes that nothing but their names could tell apart.
         (
