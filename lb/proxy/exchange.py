@@ -15,65 +15,38 @@ the pool, the backend connection.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Container
-from enum import Enum
 from time import monotonic
 from typing import Final
 
 from lb.errors import OurError
 from lb.http1 import forwarding
-from lb.http1.forwarding import CHUNKED, IDEMPOTENT
+from lb.http1.forwarding import CHUNKED
 from lb.http1.framing import LAST_CHUNK, BodyReader, Octets, chunk
 from lb.http1.head import RequestHead, ResponseHead
 from lb.http1.peers import Peer
-from lb.http1.replies import Reply, no_backend
-from lb.metrics import BOUNDS, SUM
+from lb.http1.replies import Reply
 from lb.proxy.accesslog import FLUSH_LINES
-from lb.proxy.backend_connection import BackendConnection
 from lb.proxy.client import Client
 from lb.proxy.deadlines import NEVER
 from lb.proxy.plan import Plan, WorkerState
-from lb.proxy.pool import Connecting
+from lb.proxy.trying import Step, Trying
 from lb.proxy.tunnel import Tunnel
-from lb.proxy.upstream import LiveEndpoint, LiveUpstream, Waiting
-from lb.retry import (
-    ERROR_KINDS,
-    GATEWAY_TIMEOUTS,
-    REPLAY_BYTES_MAX,
-    SAME_BACKEND_DELAY_S,
-    Answer,
-    Failure,
-    judge,
-)
+from lb.proxy.upstream import LiveEndpoint, LiveUpstream
+from lb.retry import REPLAY_BYTES_MAX
 
-ERROR_SECONDS: Final = 10.0  # what a failed try counts as, where latency decides
 JOIN_BYTES_MAX: Final = 8 * 1024  # up to here a copy beats a list of pieces
 
-
-class Step(Enum):
-    """Where an exchange stands; see the module."""
-
-    CONNECTING = 1
-    SENT = 2
-    RESPONDING = 3
-    DONE = 4
-
-
 # Looked up once: see `backend_connection`.
-_CONNECTING, _SENT, _RESPONDING, _DONE = Step.CONNECTING, Step.SENT, Step.RESPONDING, Step.DONE
+_RESPONDING, _DONE = Step.RESPONDING, Step.DONE
 
 
-class Exchange:
+class Exchange(Trying):
     """Carries one request to a backend, its response back, and says how it went."""
 
     __slots__ = (
-        "_backend", "_backend_key", "_body_sent", "_bytes_in", "_bytes_out", "_chunking",
-        "_client", "_connect_s", "_connecting", "_counted", "_endpoint", "_ends_by_close",
-        "_first_byte_s", "_head", "_held", "_held_bytes", "_keep", "_key", "_peer", "_plan",
-        "_replayable", "_request_id", "_retrying", "_reused", "_started", "_status", "_step",
-        "_tried", "_tries", "_try_started", "_tunnel", "_upstream", "_waiting", "_whole", "_worker",
-        "_written", "deadline", "method", "upgrade",
+        "_bytes_in", "_chunking", "_counted", "_ends_by_close", "_held_bytes", "_keep", "_started",
+        "_tunnel", "deadline",
     )  # fmt: skip
 
     def __init__(
@@ -86,46 +59,14 @@ class Exchange:
         head: RequestHead,
         started: float,
     ) -> None:
-        fields = head.fields
-        self.method = head.method
-        self._head = head
-        self._worker = worker
-        self._plan = plan
-        self._upstream = upstream
-        self._client = client
-        self._peer = peer
+        Trying.__init__(self, worker, plan, upstream, client, peer, head, started)
         self._started = started
-        self._request_id = peer.request_id or worker.next_request_id()
-        self._step = _CONNECTING
-        # Whether the request's end has come from the client.
-        self._whole = fields.length <= 0 and not fields.chunked
-        asks = fields.upgrade and fields.upgrade in plan.upgrade and head.minor and self._whole
-        self.upgrade = fields.upgrade if asks else b""
         self._tunnel: Tunnel | None = None
         self._keep = True  # as far as the two messages are concerned
         self._ends_by_close = False  # the response has neither length nor chunks
-        self._held: list[bytes] = []  # of the body, as it goes to a backend: sent or to be sent
         self._held_bytes = 0
-        self._body_sent = 0  # octets of the body given to the present backend
-        self._replayable = True
-        self._waiting: Waiting | None = None
-        self._written = False
-        self._tried: list[LiveEndpoint] = []
-        self._tries: list[tuple[str, float, str]] = []
-        self._backend_key = ""
-        self._endpoint: LiveEndpoint | None = None
-        self._backend: BackendConnection | None = None
-        self._connecting: Connecting | None = None
-        self._retrying = False
-        self._reused = False
         self._chunking = False
-        self._status = 0
         self._bytes_in = 0
-        self._bytes_out = 0
-        self._connect_s: float | None = None
-        self._first_byte_s: float | None = None
-        self._try_started = started
-        self._key = b""
         self._counted = False  # among its upstream's active ones
         self.deadline = NEVER
 
@@ -247,20 +188,6 @@ class Exchange:
         """The backend has left, and `drain.force` has passed."""
         self._end_early(Reply(503, "shutdown", "drain.force of the upstream passed"))
 
-    # Called by the pool.
-
-    def connected(self, connection: BackendConnection, seconds: float) -> None:
-        """Send the request on a connection just made."""
-        self._connecting = None
-        self._connect_s = seconds
-        self._worker.observe(self._plan.connect_seconds, seconds)
-        self._send(connection, monotonic())
-
-    def connect_failed(self, failure: Failure, detail: str) -> None:
-        """Learn that the endpoint cannot be connected to."""
-        self._connecting = None
-        self.backend_failed(failure, detail)
-
     # Called by the backend connection.
 
     def interim(self, head: ResponseHead) -> None:
@@ -351,21 +278,6 @@ class Exchange:
         self._drop_backend("ok", now, reusable=reusable and self._whole)
         self._finish("ok", now, keep=self._keep and self._whole)
 
-    def backend_failed(self, failure: Failure, detail: str) -> None:
-        """Take the failure of a try: try elsewhere, answer, or cut the response short."""
-        endpoint = self._endpoint
-        assert endpoint is not None, "a try has an endpoint"
-        self._worker.view[endpoint.errors[ERROR_KINDS[failure]]] += 1
-        now = monotonic()
-        self._backend = None
-        self._leave_endpoint(endpoint, failure.value, now)
-        if self._step is _RESPONDING:
-            self._finish(failure.value, now, keep=False, cut=True)
-        elif not self._retry(failure, endpoint, now):
-            status = 504 if failure in GATEWAY_TIMEOUTS else 502
-            end = "backend_reset" if failure is Failure.STALE else failure.value
-            self.answer(Reply(status, end, f"{detail} (upstream {self._plan.upstream_name})"))
-
     def hold_request(self) -> None:
         """The backend reads slower than the client sends."""
         if not self._whole:
@@ -374,152 +286,6 @@ class Exchange:
     def release_request(self) -> None:
         """The backend has caught up."""
         self._client.release()
-
-    # Trying.
-
-    def _go(self, upstream: LiveUpstream, endpoint: LiveEndpoint | None, now: float) -> None:
-        """Use an endpoint, or wait for one if they are all at their limit."""
-        if endpoint is not None:
-            upstream.take(endpoint)
-            self._use(endpoint, now)
-            return
-        self._waiting = upstream.wait(self, now)
-        if self._waiting is None:
-            self.answer(no_backend(upstream.name))
-
-    def admitted(self, endpoint: LiveEndpoint, now: float) -> None:
-        """Leave the queue for an endpoint."""
-        self._waiting = None
-        self._use(endpoint, now)
-
-    def queue_timed_out(self) -> None:
-        """Learn that no endpoint had room in time."""
-        self._waiting = None
-        detail = f"limits.queue_timeout of upstream {self._plan.upstream_name} passed"
-        self.answer(Reply(503, "queue_timeout", detail))
-
-    def _use(self, endpoint: LiveEndpoint, now: float, *, fresh: bool = False) -> None:
-        """Get a connection to the endpoint, a new one if it is to be `fresh`."""
-        self._step = _CONNECTING
-        self._endpoint = endpoint
-        self._backend_key = endpoint.key
-        self._try_started = now
-        if not fresh:
-            connection = endpoint.pool.take(now)
-            if connection is not None:
-                self._reused = True
-                self._send(connection, now)
-                return
-        self._reused = False
-        self._connecting = endpoint.pool.connect(self)
-        if self._connecting is None:
-            self._leave_endpoint(endpoint, "limited", now)
-            self.answer(Reply(503, "limited", "too many connections to one backend are being made"))
-
-    def _send(self, connection: BackendConnection, now: float) -> None:
-        upstream, endpoint = self._upstream, self._endpoint
-        assert upstream is not None, "see start"
-        assert endpoint is not None, "a connection leads to one"
-        self._backend = connection
-        self._step = _SENT
-        self._written = True
-        head, worker = self._head, self._worker
-        block = forwarding.request_block(
-            head,
-            host=forwarding.host_for(upstream.policy.host, head.fields.host, endpoint.authority),
-            peer=self._peer,
-            via=worker.via,
-            upgrade=self.upgrade,
-        )
-        data = b"%b %b HTTP/1.1\r\nX-Request-ID: %b%b" % (
-            self.method,
-            head.target,
-            self._request_id,
-            block,
-        )
-        if self._held:
-            body = b"".join(self._held)
-            self._body_sent = len(body)
-            data += body
-            if self._body_sent > REPLAY_BYTES_MAX:
-                self._replayable = False
-                self._held.clear()
-        # Whoever expects 100-continue waits for the backend's word before its body.
-        can_answer = self._whole or self._head.fields.expects_continue
-        connection.begin(self, data, now, whole=can_answer)
-        if not self._whole and not connection.clogged:
-            self._client.release()
-
-    def _retry(self, failure: Failure, endpoint: LiveEndpoint, now: float) -> bool:
-        """Try once more, if that is allowed; False if it is not."""
-        upstream = self._upstream
-        assert upstream is not None, "see start"
-        answer = self._judge(failure, [end for _, _, end in self._tries])
-        if answer is Answer.NO:
-            return False
-        if answer is Answer.YES and self._written and not self._retrying:
-            self._retrying = True
-            upstream.budget.retrying += 1
-        tried = [*self._tried, endpoint]
-        other = upstream.pick(tried, self._key, now)
-        if other is None and answer is Answer.ELSEWHERE:
-            return False
-        if failure is not Failure.STALE:
-            self._tried = tried  # A stale connection says nothing of its backend.
-        self._worker.view[endpoint.retries[ERROR_KINDS[failure]]] += 1
-        self._written = False
-        if other is not None or failure is Failure.STALE:
-            upstream.take(other or endpoint)
-            self._use(other or endpoint, now, fresh=failure is Failure.STALE)
-        else:
-            self._step = _CONNECTING
-            delay = self._worker.rng.uniform(*SAME_BACKEND_DELAY_S)
-            self._worker.loop.call_later(delay, self._try_again)
-        return True
-
-    def _judge(self, failure: Failure, ends: list[str]) -> Answer:
-        upstream = self._upstream
-        assert upstream is not None, "see start"
-        retries = upstream.policy.retries
-        answer = judge(
-            failure,
-            ends,
-            retries.attempts,
-            wrote=self._written,
-            idempotent=retries.non_idempotent or self.method in IDEMPOTENT,
-            replayable=self._replayable,
-            begun=self._bytes_out > 0,
-        )
-        # The budget is for repeated work: what was never sent is none.
-        if answer is Answer.YES and self._written and not self._retrying:
-            return Answer.YES if upstream.budget.allows(upstream.active) else Answer.NO
-        return answer
-
-    def _passes_over(self, head: ResponseHead, now: float) -> bool:
-        """Take a request elsewhere whose answer has a status that is to be tried again."""
-        upstream, endpoint, backend = self._upstream, self._endpoint, self._backend
-        assert upstream is not None, "see start"
-        assert endpoint is not None, "somebody answered"
-        assert backend is not None, "somebody answered"
-        ends = [*(end for _, _, end in self._tries), Failure.STATUS.value]
-        if (
-            not self._whole
-            or self._judge(Failure.STATUS, ends) is Answer.NO
-            or upstream.pick([*self._tried, endpoint], self._key, now) is None
-        ):
-            return False
-        backend.close()
-        self._worker.view[endpoint.classes[head.status // 100]] += 1
-        self.backend_failed(Failure.STATUS, "an answer to be tried again")
-        return True
-
-    def _try_again(self) -> None:
-        """Go back to an endpoint that was tried, after a pause; it may be another by now."""
-        upstream = self._upstream
-        if self._step is not _CONNECTING or self._endpoint is not None or upstream is None:
-            return
-        now = monotonic()
-        self._go(upstream, upstream.pick((), self._key, now), now)
 
     # Ending.
 
@@ -549,37 +315,6 @@ class Exchange:
         else:
             self._keep = False
             self.answer(reply)
-
-    def _leave_endpoint(self, endpoint: LiveEndpoint, end: str, now: float) -> None:
-        """This try is over; `end` says how, in the access log's words."""
-        self._tries.append((endpoint.key, now - self._try_started, end))
-        self._endpoint = None
-        assert self._upstream is not None, "see start"
-        # An error must count as slow, or a backend that fails fast attracts everything.
-        seconds = self._first_byte_s if self._step is _RESPONDING else None
-        self._upstream.give_back(endpoint, ERROR_SECONDS if seconds is None else seconds, now)
-
-    def _drop_backend(self, end: str, now: float, *, reusable: bool) -> None:
-        """Give the connection back to its pool, or close it."""
-        endpoint = self._endpoint
-        if endpoint is None:
-            return
-        connecting, self._connecting = self._connecting, None
-        if connecting is not None:
-            connecting.waiter = None
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            if reusable:
-                endpoint.pool.put(backend, now)
-            else:
-                backend.close()
-        if self._step is _RESPONDING:
-            view = self._worker.view
-            first = self._first_byte_s or 0.0
-            view[endpoint.classes[self._status // 100]] += 1
-            view[endpoint.seconds + bisect_left(BOUNDS, first)] += 1
-            view[endpoint.seconds + SUM] += int(first * 1e6)
-        self._leave_endpoint(endpoint, end, now)
 
     def _finish(self, end: str, now: float, *, keep: bool, cut: bool = False) -> None:
         if self._step is _DONE:
