@@ -12,7 +12,8 @@ import os
 import re
 import socket
 import tomllib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from typing import Any
@@ -120,6 +121,31 @@ class Admin:
         reason = plain.get("reason", "") if isinstance(plain, dict) else ""
         return status == 200, str(reason)
 
+    @contextmanager
+    def stream(
+        self, path: str, query: dict[str, str], headers: dict[str, str], silence: float
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Open an answer that goes on and on; `silence` is how long nothing may come."""
+        connection = self._connection(silence)
+        try:
+            response = self._opened(connection, f"{path}?{urlencode(query)}", headers)
+            if response.status >= 400:
+                plain = _parse(response.read(ANSWER_BYTES_MAX), self.address)
+                raise RefusedError(response.status, plain if isinstance(plain, dict) else {})
+            yield response
+        finally:
+            connection.close()
+
+    def _opened(
+        self, connection: http.client.HTTPConnection, target: str, headers: dict[str, str]
+    ) -> http.client.HTTPResponse:
+        sent = {**_headers(), "Accept": "text/event-stream", **headers}
+        try:
+            connection.request("GET", target, headers=sent)
+            return connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._lost("GET", error) from None
+
     def _exchange(
         self,
         method: str,
@@ -129,9 +155,7 @@ class Admin:
         seconds: float,
     ) -> tuple[int, Any, dict[str, str]]:
         connection = self._connection(seconds)
-        sent = {"User-Agent": f"lb/{__version__}", "Accept": "application/json", **headers}
-        if token := _token():
-            sent["Authorization"] = f"Bearer {token}"
+        sent = {**_headers(), "Accept": "application/json", **headers}
         data = None
         if body is not None:
             data = json.dumps(body).encode()
@@ -180,6 +204,15 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _headers() -> dict[str, str]:
+    """Return what every request says of us."""
+    token = _token()
+    return {
+        "User-Agent": f"lb/{__version__}",
+        **({"Authorization": f"Bearer {token}"} if token else {}),
+    }
 
 
 def _parse(raw: bytes, address: str) -> Any:

@@ -11,7 +11,7 @@ from lb.cli.client import Admin, Answer, admin_options, find_admin, path_of
 from lb.cli.instance import wait_for
 from lb.cli.output import milliseconds, output_option, print_json, print_table, say
 from lb.cli.tree import LazyGroup
-from lb.cli.units import DURATION, LABEL
+from lb.cli.units import DURATION, DURATION_OR_ALL, LABEL
 from lb.errors import OperatorError, UsageError
 
 HEADERS = (
@@ -64,6 +64,26 @@ def backend() -> None:
     """Add, change, drain or remove backends, live, on all instances of the group."""
 
 
+def read_options(command: Any) -> Any:
+    """Give a command what every look at an upstream takes."""
+    for option in (
+        click.option("--consistent", is_flag=True, help="As of now in the whole group: ask it."),
+        output_option,
+        admin_options,
+    ):
+        command = option(command)
+    return command
+
+
+def wait_option(command: Any) -> Any:
+    """Give a command `--wait all`."""
+    return click.option(
+        "--wait",
+        type=click.Choice(["all"]),
+        help="Until all live members route by it, or say who does not.",
+    )(command)
+
+
 def write_options(command: Any) -> Any:
     """Give a command what every write takes."""
     for option in (
@@ -101,12 +121,14 @@ def list_upstreams(admin: str | None, config: str | None, output: str) -> None:
 
 
 @click.command()
-@admin_options
-@output_option
+@read_options
 @click.argument("upstream")
-def show(admin: str | None, config: str | None, output: str, upstream: str) -> None:
+def show(
+    admin: str | None, config: str | None, output: str, consistent: bool, upstream: str
+) -> None:
     """One upstream with its backends."""
-    plain = find_admin(admin, config).get(path_of("v1", "upstreams", upstream)).plain
+    query = {"consistent": "true"} if consistent else {}
+    plain = find_admin(admin, config).get(path_of("v1", "upstreams", upstream), **query).plain
     if output == "json":
         print_json(plain)
         return
@@ -155,6 +177,8 @@ def remove_upstream(upstream: str, **words: Any) -> None:
 
 @click.command()
 @write_options
+@wait_option
+@click.option("--ttl", metavar="15s", type=DURATION, help="Gone by itself unless renewed so often.")
 @click.option("--weight", type=click.IntRange(0, 1000), help="Its share; 1 if unset.")
 @click.option("--backup", is_flag=True, default=None, help="Used only when no other is left.")
 @click.option("--name", help="A stable identity: the key in URLs, metrics and hashing.")
@@ -176,6 +200,8 @@ def add(upstream: str, address: str, name: str | None, new: bool, **words: Any) 
 
 @click.command("set")
 @write_options
+@wait_option
+@click.option("--ttl", metavar="15s", type=DURATION, help="Gone by itself unless renewed so often.")
 @click.option("--weight", type=click.IntRange(0, 1000), help="Its share of the traffic.")
 @click.option("--backup/--no-backup", default=None, help="Used only when no other is left.")
 @click.option("--address", "moved", metavar="ADDRESS", help="Where the named backend now is.")
@@ -186,26 +212,31 @@ def set_(upstream: str, address: str, moved: str | None, **words: Any) -> None:
     """Change what is named, and nothing else."""
     body = _said(words) | ({"address": moved} if moved else {})
     if not body:
-        raise UsageError("nothing to set", "add --weight, --backup, --address or --label")
+        raise UsageError("nothing to set", "add --weight, --backup, --address, --ttl or --label")
     answer = _write("PATCH", _path(upstream, address), body, words)
     _tell(answer, words, f"changed {address}")
 
 
 @click.command()
 @write_options
-@click.option("--wait", type=DURATION, help="Until its last request is done, at most so long.")
+@click.option(
+    "--wait",
+    type=DURATION_OR_ALL,
+    help="Until its last request here is done, at most so long; all: until all members drain it.",
+)
 @click.argument("upstream")
 @click.argument("address")
-def drain(upstream: str, address: str, wait: float | None, **words: Any) -> None:
+def drain(upstream: str, address: str, wait: float | str | None, **words: Any) -> None:
     """No new requests; what runs is finished."""
-    answer = _set_state(upstream, address, "draining", words)
+    answer = _set_state(upstream, address, "draining", words | {"wait": wait})
     _tell(answer, words, f"draining {address}")
-    if wait is not None:
+    if isinstance(wait, float):
         _wait_drained(find_admin(words["admin"], words["config"]), upstream, address, wait)
 
 
 @click.command()
 @write_options
+@wait_option
 @click.argument("upstream")
 @click.argument("address")
 def enable(upstream: str, address: str, **words: Any) -> None:
@@ -215,6 +246,7 @@ def enable(upstream: str, address: str, **words: Any) -> None:
 
 @click.command()
 @write_options
+@wait_option
 @click.argument("upstream")
 @click.argument("address")
 def disable(upstream: str, address: str, **words: Any) -> None:
@@ -224,6 +256,7 @@ def disable(upstream: str, address: str, **words: Any) -> None:
 
 @click.command()
 @write_options
+@wait_option
 @click.argument("upstream")
 @click.argument("address")
 def remove(upstream: str, address: str, **words: Any) -> None:
@@ -250,6 +283,7 @@ def _write(
         headers["Idempotency-Key"] = words["idempotency_key"]
     query = {"note": words["note"]} if words["note"] else {}
     query |= {"force": "true"} if words["force"] else {}
+    query |= {"wait": "all"} if words.get("wait") == "all" else {}
     instance = find_admin(words["admin"], words["config"])
     return instance.ask(method, path, body, query=query, headers=headers)
 
@@ -259,7 +293,9 @@ def _tell(answer: Answer, words: dict[str, Any], done: str) -> None:
         print_json(answer.plain)
         return
     say(f"{done} (revision {answer.plain['revision']})")
-    if not answer.plain["routed"]:
+    if behind := answer.plain.get("behind"):
+        say(f"committed, but not every worker of these routes by it yet: {', '.join(behind)}")
+    elif not answer.plain["routed"]:
         say("committed, but not every worker routes by it yet; lb status shows why")
 
 
@@ -283,6 +319,7 @@ def _said(words: dict[str, Any]) -> dict[str, Any]:
     """Return what the options say of a backend; what was not given stays unsaid."""
     fields = ("weight", "backup", "state")
     said = {name: words[name] for name in fields if words.get(name) is not None}
+    said |= {"ttl": f"{words['ttl'] * 1000:.0f}ms"} if words.get("ttl") is not None else {}
     return said | ({"labels": dict(words["labels"])} if words["labels"] else {})
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lb.errors import AccordError
+from lb.errors import AccordError, OperatorError, UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +27,12 @@ COLOURS = {
     "disabled": "red",
     "draining": "yellow",
     "checking": "yellow",
+    "ok": "green",
+    "forming": "yellow",
+    "no-quorum": "red",
+    "removed": "red",
+    "damaged": "red",
+    "stopped-apply": "red",
 }
 
 
@@ -39,6 +45,22 @@ def output_option(command: F) -> F:
         default="text",
         help="How to print what was found.",
     )(command)
+
+
+def yes_option(command: F) -> F:
+    """Give a command `--yes`, for those that ask before they act."""
+    return click.option("-y", "--yes", is_flag=True, help="Do not ask first.")(command)
+
+
+def confirm(what: str, yes: bool) -> None:
+    """Say what will be done, and go on only if the person says so."""
+    if yes:
+        return
+    say(what)
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to be asked", "add --yes if that is what you want")
+    if not click.confirm("Go on?", err=True):
+        raise OperatorError("nothing was done")
 
 
 def print_json(plain: Any) -> None:

@@ -69,6 +69,8 @@ class Lb(LazyGroup):
         "explain": ("explaining:explain", "Why a request goes where it goes."),
         "upstream": ("members:upstream", "List, show, export or remove upstreams."),
         "backend": ("members:backend", "Add, change, drain or remove backends, live."),
+        "group": ("group:group", "The instances that agree: show, add, remove, recover."),
+        "events": ("events:events", "What changes, as it changes."),
         "storage": ("storage:storage", "Verify or print what a member's log on disk holds."),
         "completion": ("shell:completion", "Print the shell's completion script."),
         "version": ("shell:version", "Print the version."),

@@ -30,6 +30,18 @@ class Duration(click.ParamType[float]):
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
+class DurationOrAll(click.ParamType[float | str]):
+    """Seconds, or the word `all`."""
+
+    name = "duration or all"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """Read `all`, or what a duration is."""
+        return "all" if value == "all" else DURATION.convert(value, param, ctx)
+
+
 class Header(click.ParamType[tuple[str, str]]):
     """A request header, written `Name: value`."""
 
@@ -65,5 +77,6 @@ class Label(click.ParamType[tuple[str, str | None]]):
 
 
 DURATION = Duration()
+DURATION_OR_ALL = DurationOrAll()
 HEADER = Header()
 LABEL = Label()
