@@ -2,7 +2,8 @@
 An edition: everything a worker needs in order to serve, numbered, immutable, swapped whole.
 
 It travels in parts, so that only what changed is sent and none takes long to decode:
-`config` (a `model.Plans`), `upstream/<name>/<k>` (at most 500 backends each) and `verdicts`.
+`config` (a `model.Plans`), `upstream/<name>/<k>` (at most 500 backends each), `verdicts`, and
+`ejections` while there are any.
 Parts named `control/...` ride along to the next controller and are never sent to workers.
 The controller composes (`Composer`), the supervisor keeps it (`pack`), workers read it
 (`Assembly`). Only the registry decides which backends there are; the file is asked for an
@@ -23,9 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from lb import model
 from lb.errors import OurError
 from lb.model import HTTPS, Endpoint, Health, Plans, State
+from lb.outlier import Ejected, Ejection, ejections_from_plain, ejections_to_plain
+from lb.plans import NO_CERTIFICATES, Certificates, plan
 
 if TYPE_CHECKING:
     from lb.config import schema
@@ -38,6 +40,7 @@ PREFACE = struct.Struct(">4sHI")  # Magic, format, bytes of the table that follo
 
 CONFIG = "config"
 VERDICTS = "verdicts"
+EJECTIONS = "ejections"
 UPSTREAM = "upstream/"
 CONTROL = "control/"
 TLS = "tls/"  # By digest: what somebody shows, or accepts.
@@ -80,22 +83,6 @@ class UpstreamPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Certificates:
-    """
-    What the files hold that a config names: `pairs` by certificate and key, `bundles` by name.
-
-    `parts` holds the PEM of each, by the name of its part. No key is anywhere else.
-    """
-
-    pairs: Mapping[tuple[str, str], model.CertificateRef] = field(default_factory=dict)
-    bundles: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-
-
-NO_CERTIFICATES = Certificates()
-
-
-@dataclass(frozen=True, slots=True)
 class Sources:
     """What an edition is made from. None of it is changed afterwards, only replaced."""
 
@@ -105,6 +92,7 @@ class Sources:
     verdicts: Verdicts = field(default_factory=dict)
     resolved: Resolved = field(default_factory=dict)
     certificates: Certificates = NO_CERTIFICATES
+    ejections: Ejected = field(default_factory=dict)
 
 
 class BackendRow(NamedTuple):
@@ -177,6 +165,7 @@ class Composer:
         self._via = via
         self._config: tuple[object, int, object, bytes] = (None, 0, None, b"")
         self._verdicts: tuple[object, bytes] = (None, b"")
+        self._ejections: tuple[object, bytes] = (None, b"")
         self._upstreams: dict[str, _Composed] = {}
 
     def compose(
@@ -190,6 +179,8 @@ class Composer:
             parts.update(upstreams[name].bodies)
         self._upstreams = upstreams  # Those that are gone are forgotten.
         parts[VERDICTS] = self._verdicts_part(sources.verdicts)
+        if sources.ejections:
+            parts[EJECTIONS] = self._ejections_part(sources.ejections)
         parts.update(sources.certificates.parts)
         if extra:
             assert all(name.startswith(CONTROL) for name in extra)
@@ -216,6 +207,14 @@ class Composer:
         if last is not verdicts:
             body = orjson.dumps({name: dict(each) for name, each in verdicts.items()})
             self._verdicts = (verdicts, body)
+        return body
+
+    def _ejections_part(self, ejections: Ejected) -> bytes:
+        last, body = self._ejections
+        if last is not ejections:
+            plain = {name: ejections_to_plain(each) for name, each in ejections.items()}
+            body = orjson.dumps(plain)
+            self._ejections = (ejections, body)
         return body
 
     def _upstream_parts(self, name: str, upstream: schema.Upstream, sources: Sources) -> _Composed:
@@ -277,120 +276,6 @@ def share_weight(weight: int, count: int, scale: int) -> int:
     if weight == 0:
         return 0
     return max(1, round(weight * scale / count))
-
-
-def plan(
-    config: schema.Config,
-    node: str,
-    via: str,
-    generation: int,
-    certificates: Certificates = NO_CERTIFICATES,
-) -> Plans:
-    """The part of a config that workers act on."""
-    log = config.access_log
-    return Plans(
-        node=node,
-        via=via,
-        generation=generation,
-        listeners=tuple(
-            _plan_listener(name, each, certificates) for name, each in config.listener.items()
-        ),
-        routes=tuple(_plan_route(name, each) for name, each in config.route.items()),
-        upstreams=tuple(
-            _plan_upstream(name, each, certificates) for name, each in config.upstream.items()
-        ),
-        access_log=model.AccessLog(log.output, log.format, tuple(log.redact)),
-    )
-
-
-def _plan_listener(
-    name: str, listener: schema.Listener, certificates: Certificates
-) -> model.Listener:
-    limits, timeouts = listener.limits, listener.timeouts
-    return model.Listener(
-        name=name,
-        addresses=tuple(listener.address),
-        upstream=listener.upstream,
-        ready_path=listener.ready_path,
-        trusted_proxies=tuple(listener.trusted_proxies),
-        tls=_plan_tls(listener, certificates),
-        limits=model.ListenerLimits(
-            connections=limits.connections,
-            header_bytes=limits.header_bytes,
-            headers=limits.headers,
-            request_line=limits.request_line,
-        ),
-        timeouts=model.ListenerTimeouts(timeouts.header, timeouts.stall, timeouts.idle),
-    )
-
-
-def _plan_tls(listener: schema.Listener, certificates: Certificates) -> model.ListenerTls | None:
-    if not listener.tls:
-        return None
-    return model.ListenerTls(
-        certificates=tuple(certificates.pairs[pair.cert, pair.key] for pair in listener.tls),
-        minimum=listener.tls_min,
-        client_auth=listener.client_auth,
-        client_ca=certificates.bundles[listener.client_ca] if listener.client_ca else "",
-    )
-
-
-def _plan_route(name: str, route: schema.Route) -> model.Route:
-    target, answer = route.upstream, route.respond
-    split = tuple(target.items()) if isinstance(target, dict) else ()
-    respond = None
-    if answer is not None:
-        respond = model.Respond(answer.status, answer.location, answer.body)
-    return model.Route(
-        name=name,
-        listeners=tuple(route.listener),
-        hosts=tuple(host.lower() for host in route.host),
-        path=route.path,
-        methods=tuple(route.method),
-        headers=tuple((header.lower(), value) for header, value in route.header.items()),
-        upstream=target if isinstance(target, str) else None,
-        split=split,
-        split_by=route.split_by,
-        respond=respond,
-        body_max=route.body_max,
-        timeout=route.timeout,
-        upgrade=tuple(token.lower() for token in route.upgrade),
-    )
-
-
-def is_checked(health: schema.Health | None) -> bool:
-    """Whether a check is made at all: it takes a path, or `type = "tcp"`."""
-    return health is not None and health.active
-
-
-def _plan_upstream(
-    name: str, upstream: schema.Upstream, certificates: Certificates
-) -> model.Upstream:
-    retries, timeouts, limits = upstream.retries, upstream.timeouts, upstream.limits
-    tls = upstream.tls
-    return model.Upstream(
-        name=name,
-        balance=upstream.balance,
-        hash_key=upstream.hash_key,
-        checked=is_checked(upstream.health),
-        panic=upstream.panic,
-        retries=model.Retries(
-            retries.attempts, retries.budget, tuple(retries.statuses), retries.non_idempotent
-        ),
-        limits=model.UpstreamLimits(limits.per_backend, limits.queue, limits.queue_timeout),
-        timeouts=model.UpstreamTimeouts(
-            timeouts.connect, timeouts.response, timeouts.stall, timeouts.tunnel
-        ),
-        keepalive=model.Keepalive(upstream.keepalive.idle_max, upstream.keepalive.idle),
-        drain=model.Drain(upstream.drain.soft, upstream.drain.force),
-        host=upstream.host,
-        tls=model.UpstreamTls(
-            verify=tls.verify,
-            name=tls.name,
-            ca=certificates.bundles[tls.ca] if tls.ca else "",
-            certificate=certificates.pairs[tls.cert, tls.key].digest if tls.cert else "",
-        ),
-    )
 
 
 # Keeping and passing on
@@ -465,7 +350,17 @@ def decode_verdicts(body: bytes) -> dict[str, dict[str, Health]]:
     }
 
 
-_DECODERS: dict[str, Callable[[bytes], Any]] = {CONFIG: decode_config, VERDICTS: decode_verdicts}
+def decode_ejections(body: bytes) -> dict[str, dict[str, Ejection]]:
+    """Read the `ejections` part: of the endpoints that are out, by upstream and address."""
+    plain = orjson.loads(body)
+    return {upstream: ejections_from_plain(each) for upstream, each in plain.items()}
+
+
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
+    CONFIG: decode_config,
+    VERDICTS: decode_verdicts,
+    EJECTIONS: decode_ejections,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,6 +377,7 @@ class Change:
     upstreams: dict[str, tuple[Endpoint, ...]] | None
     verdicts: dict[str, dict[str, Health]] | None
     material: dict[str, bytes] | None = field(default=None, repr=False)
+    ejections: dict[str, dict[str, Ejection]] | None = None
 
 
 class Assembly:
@@ -528,6 +424,7 @@ class Assembly:
             upstreams=self._join_upstreams(changed),
             verdicts=self._parts[VERDICTS] if VERDICTS in changed else None,
             material=self._join_material(changed),
+            ejections=self._parts.get(EJECTIONS, {}) if EJECTIONS in changed else None,
         )
 
     def load(self, edition: Edition) -> Change:

@@ -6,7 +6,7 @@ Counting is all there is here: `lb.control.prober` asks, workers pick among the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from lb.model import Health, State
@@ -116,26 +116,35 @@ E = TypeVar("E", bound=Judged)
 _UP: Final = frozenset({Health.HEALTHY, Health.UNCHECKED})
 
 
-def eligible(endpoints: Sequence[tuple[E, Health]], panic: float) -> tuple[list[E], bool]:
+def eligible(
+    endpoints: Sequence[tuple[E, Health]], panic: float, ejected: Collection[E] = ()
+) -> tuple[list[E], bool]:
     """
     Return those that take new traffic, and whether that is for want of better: panic.
 
     Only what is active and has weight ever takes any. Of these the healthy and the unchecked
-    do; `checking` ones only while there is none of them. Those that would serve, primaries
+    do; `checking` ones only while there is none of them, and ejected ones where nobody else is
+    left: what they did is no worse than no answer at all. Those that would serve, primaries
     or else backups, are judged apart: dead primaries are no reason to send traffic to them
     while a backup is well. Where less than `panic` of their weight is not known to be bad,
     health is ignored for them, since what is left could not carry the load.
     """
     active = [(endpoint, health) for endpoint, health in endpoints if _takes(endpoint)]
-    chosen = [endpoint for endpoint, health in active if health in _UP]
+    well = [endpoint for endpoint, health in active if health in _UP]
+    chosen = [endpoint for endpoint in well if endpoint not in ejected] if ejected else well
     if not chosen:
-        chosen = [endpoint for endpoint, health in active if health is Health.CHECKING]
+        chosen = [
+            endpoint
+            for endpoint, health in active
+            if health is Health.CHECKING and endpoint not in ejected
+        ]
+    chosen = chosen or well
     only_backups = all(endpoint.backup for endpoint in chosen or [one for one, _ in active])
     total = usable = 0
     for endpoint, health in active:
         if endpoint.backup is only_backups:
             total += endpoint.weight
-            if health is not Health.UNHEALTHY:
+            if health is not Health.UNHEALTHY and endpoint not in ejected:
                 usable += endpoint.weight
     if usable < panic * total:
         if only_backups:

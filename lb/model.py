@@ -259,6 +259,19 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class Outlier:
+    """
+    Ejection by what real traffic shows: `errors` failures in a row `within` seconds take an
+    endpoint out for `eject` seconds, `max_ejected` of an upstream's at most. `errors` 0: never.
+    """
+
+    errors: int = 5
+    within: float = 10.0
+    eject: float = 10.0
+    max_ejected: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Upstream:
     """How one upstream is used; which backends it has comes from the registry, apart."""
 
@@ -274,6 +287,8 @@ class Upstream:
     host: str = "keep"
     limits: UpstreamLimits = field(default_factory=UpstreamLimits)
     tls: UpstreamTls = field(default_factory=UpstreamTls)
+    outlier: Outlier = field(default_factory=Outlier)
+    slow_start: float = 0.0  # seconds from the least to the whole of its weight
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Upstream:
@@ -290,6 +305,8 @@ class Upstream:
             drain=Drain(**plain["drain"]),
             host=plain["host"],
             tls=UpstreamTls(**plain["tls"]),
+            outlier=Outlier(**plain["outlier"]),
+            slow_start=plain["slow_start"],
         )
 
 

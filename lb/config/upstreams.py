@@ -107,6 +107,26 @@ class Health(Section):
         return tuple((int(ends[0]), int(ends[-1])) for ends in found)
 
 
+class Outlier(Section):
+    """Ejection: what real traffic shows takes a backend out for a while."""
+
+    noun = "outlier ejection"
+
+    errors: Annotated[int, Whole(0, 1000)] = Field(
+        default=5, description="Failures in a row, of one worker, that take it out; 0: never."
+    )
+    within: Annotated[float, Duration(zero=False)] = Field(
+        default=10.0, description="All of them in this time, or they do not count."
+    )
+    eject: Annotated[float, Duration(zero=False)] = Field(
+        default=10.0, description="For how long; each time soon after another once more as long."
+    )
+    max_ejected: Annotated[float, Share()] = Field(
+        default=0.5,
+        description='Of the backends, at most; one always may, the last never. "0%": none.',
+    )
+
+
 class Retries(Section):
     """When another backend is asked."""
 
@@ -242,7 +262,7 @@ class Upstream(Section):
     """A named set of backends, with one way of choosing among them."""
 
     noun = "an upstream"
-    later = frozenset({"outlier", "slow_start", "send_proxy"})
+    later = frozenset({"send_proxy"})
 
     balance: Annotated[
         str,
@@ -262,6 +282,11 @@ class Upstream(Section):
     )
     health: Health | None = Field(
         default=None, description="The active check.", examples=[{"path": "/healthz"}]
+    )
+    outlier: Outlier = Field(default=Outlier(), description="What real traffic shows.")
+    slow_start: Annotated[float, Duration()] = Field(
+        default=0.0,
+        description="From little to all of its share, after a recovery or when it joins.",
     )
     panic: Annotated[float, Share()] = Field(
         default=0.3, description='Less than this usable: health is ignored, visibly; "0%": never.'

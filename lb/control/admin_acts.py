@@ -67,7 +67,13 @@ class Acts:
             assert change.verdicts is not None
             self._serving = (
                 edition.number,
-                Serving(change.plans, change.upstreams or {}, change.verdicts, edition.revision),
+                Serving(
+                    change.plans,
+                    change.upstreams or {},
+                    change.verdicts,
+                    edition.revision,
+                    change.ejections or {},
+                ),
             )
         return self._serving[1]
 

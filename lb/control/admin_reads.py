@@ -14,9 +14,10 @@ from lb.control.admin_guard import respond, wall_time
 from lb.control.admin_recent import Recent
 from lb.control.desk import Check, Desk
 from lb.control.problems import Problem
-from lb.edition import endpoints_of, is_checked
+from lb.edition import endpoints_of
 from lb.metrics import Reading
 from lb.model import Health
+from lb.plans import is_checked
 from lb.registry import By, Changed, Entry, Source, UpstreamEntry
 
 # Best first: a backend is as well as the best of its endpoints.

@@ -31,9 +31,10 @@ from lb.config.certificates import (
     read_pair,
 )
 from lb.config.schema import Config
-from lb.edition import NO_CERTIFICATES, TLS, Certificates
+from lb.edition import TLS
 from lb.model import CertificateRef
 from lb.pem import load_pair
+from lb.plans import NO_CERTIFICATES, Certificates
 
 log = logging.getLogger(__name__)
 

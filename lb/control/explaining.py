@@ -7,7 +7,7 @@ backend comes next. That is a worker's position in its own turns, and another on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +16,7 @@ from lb.control.problems import Problem
 from lb.errors import ClientError
 from lb.health import eligible
 from lb.model import Endpoint, Health, Listener, Plans, Route, State, Upstream
+from lb.outlier import Ejected
 from lb.routing import Kind, Match, Router, normalise, pick_share
 
 CANDIDATES_MAX = 1_000  # Listed in one answer.
@@ -43,6 +44,7 @@ class Serving:
     upstreams: Mapping[str, tuple[Endpoint, ...]]
     verdicts: Mapping[str, Mapping[str, Health]]
     revision: int
+    ejections: Ejected = field(default_factory=dict)
 
 
 def question_in(body: Mapping[str, Any]) -> Question:
@@ -139,7 +141,9 @@ def _of_upstream(name: str, serving: Serving) -> dict[str, Any]:
     default = Health.CHECKING if plan.checked else Health.UNCHECKED
     endpoints = serving.upstreams.get(name, ())
     judged = [(endpoint, verdicts.get(endpoint.address, default)) for endpoint in endpoints]
-    chosen, panic = eligible(judged, plan.panic)
+    ejections = serving.ejections.get(name, {})
+    out = [endpoint for endpoint in endpoints if endpoint.address in ejections]
+    chosen, panic = eligible(judged, plan.panic, out)
     taking = {id(endpoint) for endpoint in chosen}
     primaries = any(not endpoint.backup for endpoint in chosen)
     return {
@@ -149,26 +153,33 @@ def _of_upstream(name: str, serving: Serving) -> dict[str, Any]:
         "revision": serving.revision,
         "panic": panic,
         "candidates": [
-            _candidate(endpoint, health, plan, id(endpoint) in taking, primaries)
+            _candidate(
+                endpoint,
+                health,
+                _why(endpoint, health, plan, endpoint in out, id(endpoint) in taking, primaries),
+            )
             for endpoint, health in judged[:CANDIDATES_MAX]
         ],
     }
 
 
-def _candidate(
-    endpoint: Endpoint, health: Health, plan: Upstream, taken: bool, primaries: bool
-) -> dict[str, Any]:
-    why = "yes"
+def _why(
+    endpoint: Endpoint, health: Health, plan: Upstream, ejected: bool, taken: bool, primaries: bool
+) -> str:
     if endpoint.state is not State.ACTIVE:
-        why = f"no: {endpoint.state}"
-    elif endpoint.weight == 0:
-        why = "no: weight 0"
-    elif not taken:
-        why = f"no: {health}"
-    elif endpoint.backup and primaries:
-        why = "only if all others fail: backup"
-    elif health is Health.UNHEALTHY:
-        why = f"yes: fewer than {plan.panic:.0%} are well, so health is ignored"
+        return f"no: {endpoint.state}"
+    if endpoint.weight == 0:
+        return "no: weight 0"
+    if not taken:
+        return "no: ejected" if ejected else f"no: {health}"
+    if endpoint.backup and primaries:
+        return "only if all others fail: backup"
+    if health is Health.UNHEALTHY:
+        return f"yes: fewer than {plan.panic:.0%} are well, so health is ignored"
+    return "yes: ejected, but nobody else is left" if ejected else "yes"
+
+
+def _candidate(endpoint: Endpoint, health: Health, why: str) -> dict[str, Any]:
     return {
         "backend": endpoint.key,
         "address": endpoint.address,

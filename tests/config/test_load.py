@@ -132,7 +132,6 @@ node.resolver plugins.use
 listener.web.proxy_protocol listener.web.plugins
 listener.web.limits.per_client listener.web.limits.body_rate
 route.api.plugins
-upstream.app.outlier upstream.app.slow_start
 upstream.app.send_proxy
 """
 
