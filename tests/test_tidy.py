@@ -39,6 +39,7 @@ AWAITED: dict[str, str] = {  # Modules whose user comes with the next part, with
     "lb.control.storage_thread": "a replica's hands, which come with the group",
     "lb.control.drive": "a replica's loop, likewise; the simulator has one of its own",
     "lb.raft.codec": "what members tell each other, likewise",
+    "lb.control.peers": "the connections between members, likewise",
 }
 BROAD_EXCEPTS: dict[str, str] = {
     "lb/control/admin_guard.py answer_errors": "a bug becomes a logged 500, never a dead admin",

@@ -37,6 +37,7 @@ _ENTRY: Final = struct.Struct("<QQBI")  # index, term, kind, length
 # index, term, voters, learners, offset, total, checksum, checksum of the whole, length
 _CHUNK_HEAD: Final = struct.Struct("<QQHHQQIII")
 _MEMBER: Final = struct.Struct("<Q")
+_ENDS: Final = struct.Struct("<2xQQ")  # Of a head, whom it is from and to.
 
 _WITH_ENTRIES: Final = frozenset({MessageType.APPEND, MessageType.PROPOSE})
 _TYPES: Final = {int(kind): kind for kind in MessageType}
@@ -96,6 +97,13 @@ def decode(data: bytes) -> Message:
     if len(data) > MESSAGE_BYTES_MAX:
         raise BadMessageError(f"a message of {len(data)} bytes, more than {MESSAGE_BYTES_MAX}")
     return _Reader(data).message()
+
+
+def ends_of(data: bytes) -> tuple[int, int]:
+    """Read whom a message is from and to, and nothing else of it. BadMessageError: cut short."""
+    refuse(len(data) < _HEAD.size, "cut short")
+    frm, to = _ENDS.unpack_from(data)
+    return frm, to
 
 
 class _Reader:
