@@ -15,7 +15,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from fake_admin import FakeAdmin, fake_admin
 
 from lb.cli.group_files import differences
-from lb.cli.group_words import in_words
+from lb.cli.group_words import alarms, in_short, in_words
 from lb.cli.tree import lb
 
 
@@ -146,6 +146,35 @@ def test_a_group_that_is_not_well_is_exit_status_1(fake: FakeAdmin, state: str) 
 
     assert result.exit_code == 1
     assert f"  {state}  " in result.stdout
+
+
+def test_a_status_names_leader_term_and_revision() -> None:
+    assert in_short(group()) == "follower (ok), leader a, term 3, revision 17"
+    assert in_short(group("no-quorum", leader="")).startswith("follower (no-quorum), leader none")
+    assert in_short(group("alone")) == "alone, revision 17"
+
+
+@pytest.mark.parametrize(
+    ("plain", "says"),
+    [
+        (group(), ""),
+        (group("alone", quorum=True), ""),
+        (group("forming"), "no group yet: this instance serves its file"),
+        (
+            group("no-quorum", age_s=75.0),
+            "NO QUORUM: it serves the LAST GOOD registry",
+        ),
+        (group(quorum=False), "NO QUORUM"),
+        (group("removed"), "REMOVED"),
+        (group("damaged"), "ITS LOG IS DAMAGED"),
+        (group("stopped-apply"), "IT HAS STOPPED FOLLOWING"),
+    ],
+)
+def test_what_nobody_may_overlook_is_loud(plain: dict[str, Any], says: str) -> None:
+    said = "\n".join(alarms(plain))
+
+    assert said.startswith(says)
+    assert bool(said) == bool(says)
 
 
 # --- Who is in it -----------------------------------------------------------------------------

@@ -37,6 +37,42 @@ def in_words(plain: dict[str, Any]) -> Iterator[str]:
             yield f"{other}: {plain.get('detail') or 'this lb does not know that state'}"
 
 
+def in_short(group: dict[str, Any]) -> str:
+    """Say how the group is in one line, as `lb status` does."""
+    revision = f"revision {group['revision']}"
+    if group["state"] == "alone":
+        return f"alone, {revision}"
+    leader = f"leader {group['leader'] or 'none'}, term {group['term']}"
+    return f"{group['role']} ({group['state']}), {leader}, {revision}"
+
+
+def alarms(group: dict[str, Any]) -> Iterator[str]:
+    """Yield what nobody may overlook: the registry that is served may be an old one."""
+    state = group["state"]
+    if state in ("ok", "alone") and group.get("quorum", True):
+        return
+    if state == "forming":
+        yield "no group yet: this instance serves its file; lb group status says whom it waits for"
+        return
+    what = _ALARMS.get(state, f"THE GROUP IS NOT WELL ({state})")
+    yield f"{what}: it serves the LAST GOOD registry, {_age(group)}, and takes no writes"
+    yield "lb group status says what to do"
+
+
+_ALARMS = {
+    "ok": "NO QUORUM",
+    "no-quorum": "NO QUORUM",
+    "removed": "REMOVED FROM ITS GROUP",
+    "damaged": "ITS LOG IS DAMAGED",
+    "stopped-apply": "IT HAS STOPPED FOLLOWING THE GROUP",
+}
+
+
+def _age(group: dict[str, Any]) -> str:
+    age = group.get("age_s") or 0.0
+    return f"known to be current {span(age)} ago" if age >= 1 else "a moment old"
+
+
 def _well(plain: dict[str, Any]) -> Iterator[str]:
     members = plain.get("members") or []
     voters = [each for each in members if each["role"] == "voter"]

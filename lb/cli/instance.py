@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from lb.cli.client import Admin, RefusedError, UnreachableError, admin_options, find_admin
+from lb.cli.group_words import alarms, in_short
 from lb.cli.output import colour, milliseconds, output_option, print_json, say, span
 from lb.cli.units import DURATION
 from lb.errors import OperatorError, UsageError
@@ -224,7 +225,9 @@ def _print_status(plain: dict[str, Any], upstreams: list[dict[str, Any]]) -> Non
         f"workers    {up} of {len(plain['workers'])} up"
         + (f", {restarts} restarts" if restarts else "")
     )
-    click.echo(f"group      {group['role']} ({group['state']}), revision {group['revision']}")
+    click.echo(f"group      {in_short(group)}")
+    for line in alarms(group):
+        click.echo(f"  {line}")
     latency = traffic["latency_ms"]
     click.echo(
         f"traffic    {traffic['requests']} requests, {traffic['errors']} errors,"
