@@ -9,7 +9,7 @@ TEST_PACKAGES := nginx-light haproxy wrk curl chromium
 BENCH_PACKAGES := nginx-light haproxy caddy wrk
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo test lint types fmt transcripts bench load clean simulate mutants soak test-packages bench-packages
+.PHONY: help run demo demo-group test lint types fmt transcripts bench load clean simulate mutants soak test-packages bench-packages
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -18,6 +18,9 @@ run: $(VENV)/.installed ## Start the demo: three toy backends, the proxy, the da
 	@exec $(BIN)/lb demo
 
 demo: run ## The same as `make run`
+
+demo-group: $(VENV)/.installed ## Three instances that agree, with three backends: kill one, and see
+	@exec $(BIN)/lb demo --group
 
 test: $(VENV)/.installed-dev test-packages ## Run all tests, with each area's share at the end
 	$(BIN)/python -m pytest

@@ -154,14 +154,18 @@ def _is_free(port: int) -> bool:
 
 
 def _start(*words: str) -> subprocess.Popen[bytes]:
-    # The package may be found by the working folder alone; `-m` must find the same one.
-    root = str(Path(__file__).parent.parent)
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return subprocess.Popen(
         [sys.executable, "-m", "lb.demo", *words],
         stdin=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": package_path()},
     )
+
+
+def package_path() -> str:
+    """Return the PYTHONPATH of our processes: `-m` must find this package, and no other."""
+    # It may be found by the working folder alone.
+    root = str(Path(__file__).parent.parent)
+    return os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -200,7 +204,7 @@ class Companion:
         ports = dict(zip(LETTERS, self._ports.toys, strict=True))
         try:
             for letter, port in ports.items():
-                self._toys[letter] = await _start_toy(letter, port)
+                self._toys[letter] = await start_toy(letter, port)
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._keep(*toy)) for toy in ports.items()]
                 tasks.append(group.create_task(self._trickle()))
@@ -208,7 +212,7 @@ class Companion:
                 for task in tasks:
                     task.cancel()
         finally:
-            await asyncio.gather(*map(_end_toy, self._toys.values()))
+            await asyncio.gather(*map(end_toy, self._toys.values()))
 
     async def _trickle(self) -> None:
         greeted = False
@@ -223,10 +227,10 @@ class Companion:
     async def _keep(self, letter: str, port: int) -> None:
         while True:
             await self._toys[letter].wait()
-            _say(f"backend {letter} is gone; it comes back in {REST_SECONDS:.0f} s")
+            say(f"backend {letter} is gone; it comes back in {REST_SECONDS:.0f} s")
             await asyncio.sleep(REST_SECONDS)
-            toy = self._toys[letter] = await _start_toy(letter, port)
-            _say(f"backend {letter} is back; kill {toy.pid} ends it again")
+            toy = self._toys[letter] = await start_toy(letter, port)
+            say(f"backend {letter} is back; kill {toy.pid} ends it again")
 
     def _advice(self) -> str:
         ports = self._ports
@@ -254,12 +258,15 @@ def lb_command() -> str:
     return shlex.quote(str(script) if near.startswith("..") else near)
 
 
-async def _start_toy(letter: str, port: int) -> Process:
+async def start_toy(letter: str, port: int) -> Process:
+    """Start one toy; it ends when we do."""
     words = (sys.executable, "-m", "lb.demo", "toy", letter, str(port))
-    return await asyncio.create_subprocess_exec(*words, stdin=subprocess.PIPE)
+    env = {**os.environ, "PYTHONPATH": package_path()}
+    return await asyncio.create_subprocess_exec(*words, stdin=subprocess.PIPE, env=env)
 
 
-async def _end_toy(toy: Process) -> None:
+async def end_toy(toy: Process) -> None:
+    """End one toy."""
     assert toy.stdin is not None
     toy.stdin.close()
     try:
@@ -270,17 +277,19 @@ async def _end_toy(toy: Process) -> None:
         await toy.wait()
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Tell the person what happens."""
     print(f"demo: {line}", file=sys.stderr, flush=True)
 
 
-async def answer_of(port: int) -> bytes | None:
-    """Return what the proxy answers to one GET, or None where it does not."""
+async def answer_of(port: int, path: str = "/") -> bytes | None:
+    """Return the body of a good answer to one GET, or None where there is none."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS_MAX):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n")
+                writer.write(b"GET %b HTTP/1.1\r\n" % path.encode())
+                writer.write(b"Host: localhost\r\nConnection: close\r\n\r\n")
                 head, _, body = (await reader.read()).partition(b"\r\n\r\n")
             finally:
                 writer.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from lb import demo as lb_demo
+from lb import demo_group as lb_demo_group
 from lb import supervisor
 from lb.cli.client import admin_address
 from lb.config.addresses import BadAddressError, backend_address, listen_address
@@ -57,11 +58,19 @@ def run(
     show_default=True,
     help="Where to look for three free ports for the backends.",
 )
+@click.option("--group", is_flag=True, help="Three instances that agree, on three ports each.")
 @click.pass_context
-def demo(ctx: click.Context, port: int, admin_port: int, backend_port: int) -> None:
-    """Three toy backends, the proxy, the dashboard and a trickle of load, to try things out."""
+def demo(ctx: click.Context, port: int, admin_port: int, backend_port: int, group: bool) -> None:
+    """Three toy backends, the proxy, the dashboard and a trickle of load, to try things out.
+
+    \b
+    lb demo
+    lb demo --group
+    """
     if port == admin_port:
         raise UsageError("--port and --admin-port must differ")
+    if group:
+        ctx.exit(lb_demo_group.run(port, admin_port, backend_port))
     ctx.exit(lb_demo.run(port, admin_port, backend_port, supervisor.run))
 
 
