@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from lb.http1.replies import Reply
 from lb.model import CertificateRef, ListenerTls, UpstreamTls
-from lb.pem import load_pair
+from lb.pem import distinguished_name, load_pair
 from lb.proxy.plan import Slots, WorkerState
 from lb.proxy.tls import App, TlsTransport
 
@@ -30,18 +30,6 @@ _CLIENT_AUTH: Final = {
     "none": ssl.CERT_NONE,
     "request": ssl.CERT_OPTIONAL,
     "require": ssl.CERT_REQUIRED,
-}
-_SPECIAL: Final = frozenset(',+"\\<>;=')
-_SHORT: Final = {  # RFC 4514 3
-    "commonName": "CN",
-    "localityName": "L",
-    "stateOrProvinceName": "ST",
-    "organizationName": "O",
-    "organizationalUnitName": "OU",
-    "countryName": "C",
-    "streetAddress": "STREET",
-    "domainComponent": "DC",
-    "userId": "UID",
 }
 
 Material = Mapping[str, bytes]  # PEM by digest.
@@ -145,15 +133,6 @@ def client_context(policy: UpstreamTls, material: Material) -> ssl.SSLContext:
     return context
 
 
-def distinguished_name(subject: Iterable[Iterable[tuple[str, str]]]) -> bytes:
-    """Write a subject as RFC 4514 has it, most special first, in ASCII that no header breaks on."""
-    parts = [
-        "+".join(f"{_SHORT.get(kind, kind)}={_escaped(value)}" for kind, value in each)
-        for each in subject
-    ]
-    return ",".join(reversed(parts)).encode("ascii")
-
-
 def quiet_names() -> None:
     """
     Let nobody fill our log with names that are none.
@@ -198,17 +177,3 @@ def _server_context(
     for each in group:
         load_pair(context, material[each.digest])
     return context
-
-
-def _escaped(value: str) -> str:
-    """Escape by RFC 4514 2.4; what is not plain ASCII by the hex of its octets."""
-    out = []
-    for at, letter in enumerate(value):
-        outer = at in (0, len(value) - 1)
-        if letter in _SPECIAL or (letter == " " and outer) or (letter == "#" and at == 0):
-            out.append(f"\\{letter}")
-        elif " " <= letter <= "~":
-            out.append(letter)
-        else:
-            out.append("".join(f"\\{octet:02X}" for octet in letter.encode()))
-    return "".join(out)

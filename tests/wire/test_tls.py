@@ -21,7 +21,8 @@ from lb.model import (
     Plans,
     Route,
 )
-from lb.proxy.tls_contexts import distinguished_name, quiet_names
+from lb.pem import distinguished_name
+from lb.proxy.tls_contexts import quiet_names
 from wire.kit import (
     DEADLINE_S,
     LISTENER,
