@@ -2,7 +2,8 @@
 
 In reading order: `values` what it holds; `commands` what may be asked and answered; `wire`
 commands as bytes; `check` whether a command makes sense by itself; `file_view` what a changed
-file may still change; `machine` applies one command; `members` takes in a change of members.
+file may still change; `expiry` which leases end that fell due; `draft` and `machine` apply one
+command; `members` takes in a change of members; `leases` is a leader's clock beside all this.
 """
 
 from lb.registry.commands import (
@@ -29,6 +30,7 @@ from lb.registry.commands import (
     command_from_plain,
     command_to_plain,
 )
+from lb.registry.leases import LeaseClock
 from lb.registry.machine import apply
 from lb.registry.members import change_member, encode_member, member_named
 from lb.registry.values import (
@@ -63,6 +65,7 @@ __all__ = [
     "ExpireLeases",
     "Fields",
     "IfMatch",
+    "LeaseClock",
     "Member",
     "Outcome",
     "PatchBackend",

@@ -29,6 +29,8 @@ from lb.registry.commands import (
 from lb.registry.values import BACKENDS_MAX, Said
 
 WEIGHT_MAX = 1_000
+TTL_MIN = 5  # Seconds: a shorter lease would end by a change of leaders.
+TTL_MAX = 86_400
 EDITS_MAX = 1_000  # Backends that one PATCH of an upstream may change.
 LABELS_MAX = 32
 LABEL_LENGTH_MAX = 256
@@ -160,15 +162,22 @@ def _check_put(command: Command) -> Refusal | None:
 
 
 def _check_fields(fields: Fields) -> Refusal | None:
-    if fields.ttl is not None:
-        return Refusal(
-            Code.NOT_SUPPORTED, "ttl is not yet supported", "leave it out, and remove by DELETE"
-        )
     return _first(
+        None if fields.ttl is None else _check_ttl(fields.ttl),
         None if fields.address is None else check_address(fields.address),
         None if fields.weight is None else _check_weight(fields.weight),
         None if fields.labels is None else _check_labels(fields.labels),
     )
+
+
+def _check_ttl(ttl: float) -> Refusal | None:
+    sound = type(ttl) in (int, float) and (ttl == 0 or TTL_MIN <= ttl <= TTL_MAX)
+    if not sound:
+        return _invalid(
+            f"ttl is from {TTL_MIN} to {TTL_MAX} seconds, or 0 for no lease",
+            "renew at a third of it",
+        )
+    return None
 
 
 def _check_weight(weight: int) -> Refusal | None:

@@ -106,20 +106,18 @@ def differences(before: SaidByKey, after: SaidByKey) -> Iterator[SaidChange]:
             yield key, before.get(key), said
 
 
-def apply_change(backends: dict[str, Entry], change: SaidChange, stamp: Changed) -> None:
+def entry_after(entry: Entry | None, change: SaidChange, stamp: Changed) -> Entry | None:
     """
-    Write one backend's change.
+    Return a backend as one change of a file leaves it; None if there is none then.
 
     What the file changed is written and nothing else, so a weight set through the API is not
     undone by an edit of `backup`. A backend put through the API is not the file's to remove.
     """
-    key, before, now = change
-    entry = backends.get(key)
+    _, before, now = change
     if now is None:
-        if entry is not None and entry.source is Source.FILE:
-            del backends[key]
-    elif entry is None:
-        backends[key] = Entry(
+        return None if entry is None or entry.source is Source.FILE else entry
+    if entry is None:
+        return Entry(
             address=now.address,
             changed=stamp,
             name=now.name,
@@ -127,13 +125,12 @@ def apply_change(backends: dict[str, Entry], change: SaidChange, stamp: Changed)
             backup=now.backup,
             source=Source.FILE,
         )
-    else:
-        news = {
-            name: getattr(now, name)
-            for name in FIELDS
-            if before is None or getattr(before, name) != getattr(now, name)
-        }
-        backends[key] = replace(entry, **news)
+    news = {
+        name: getattr(now, name)
+        for name in FIELDS
+        if before is None or getattr(before, name) != getattr(now, name)
+    }
+    return replace(entry, **news)
 
 
 def _judge_each(view: View, remembered: SaidByKey, speech: Speech) -> Judgement:

@@ -7,12 +7,12 @@ no command raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lb.model import State
 from lb.registry import file_view
-from lb.registry.check import LABELS_MAX, check_command, is_name
+from lb.registry.answers import Answer
+from lb.registry.check import ABOUT_NONE, LABELS_MAX, check_command, is_name
 from lb.registry.commands import (
     ApplyFile,
     Change,
@@ -34,41 +34,20 @@ from lb.registry.commands import (
     SyncFile,
     digest_of_command,
 )
+from lb.registry.draft import Draft, RefusedError
+from lb.registry.expiry import judge_due
 from lb.registry.values import (
-    ANSWERS_MAX,
     BACKENDS_MAX,
     UPSTREAMS_MAX,
-    Answer,
     Changed,
     Entry,
     Registry,
     Source,
     UpstreamEntry,
-    View,
     said_by_key,
 )
 
 SHARE_UNITS = 10_000  # Shares are compared in whole units: 20 % of 5 is exactly 1.
-WRITTEN_FIELDS = ("address", "weight", "state", "backup", "source", "labels")
-
-
-class _RefusedError(Exception):
-    """Ends the judging of one command; never leaves this module."""
-
-    def __init__(self, code: Code, detail: str, hint: str = "") -> None:
-        super().__init__(detail)
-        self.refusal = Refusal(code, detail, hint)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """What a command would make of one upstream, before it is judged as a whole."""
-
-    backends: dict[str, Entry]
-    view: View | None
-    about: str | None = None  # The key of the backend that the reply shows.
-    stale: tuple[str, ...] = ()
-    differs: tuple[str, ...] = ()
 
 
 def apply(registry: Registry, command: Command, term: int = 0) -> tuple[Registry, Reply]:
@@ -80,53 +59,62 @@ def apply(registry: Registry, command: Command, term: int = 0) -> tuple[Registry
     told no, or a late duplicate could act after its sender gave up.
     """
     if command.idempotency_key is None:
-        return _apply_once(registry, command)
+        return _apply_once(registry, command, term)
     # Each token has its own keys: nobody can take another's answer, or spoil it.
     key = f"{command.by.token}/{command.idempotency_key}"
     answer = registry.answers.get(key)
     if answer is not None:
         return registry, _answer_again(registry, command, answer)
-    after, reply = _apply_once(registry, command)
+    after, reply = _apply_once(registry, command, term)
     if reply.refusal is not None and reply.refusal.code is Code.INVALID:
         return after, reply  # Decided by the command alone; its key may be as bad as the rest.
-    return replace(after, answers=_remember(registry.answers, key, command, reply)), reply
+    answers = registry.answers.with_answer(key, _answer(command, reply))
+    return replace(after, answers=answers), reply
 
 
-def _apply_once(registry: Registry, command: Command) -> tuple[Registry, Reply]:
+def _apply_once(registry: Registry, command: Command, term: int) -> tuple[Registry, Reply]:
     try:
         if refusal := check_command(command):
-            raise _RefusedError(refusal.code, refusal.detail, refusal.hint)
-        if isinstance(command, RemoveUpstream):
-            return _remove_upstream(registry, command)
-        if isinstance(command, RenewLease | ExpireLeases | RaiseLevel | Restore):
-            raise _RefusedError(Code.NOT_SUPPORTED, f"{command.kind} is not yet supported")
-        upstream = registry.upstreams.get(command.upstream)
-        if upstream is None and not isinstance(command, ApplyFile | SyncFile):
-            raise _unknown_upstream(command)
-        return _settle(registry, command, upstream, _draft(registry, command, upstream))
-    except _RefusedError as error:
+            raise RefusedError(refusal.code, refusal.detail, refusal.hint)
+        match command:
+            case RemoveUpstream():
+                return _remove_upstream(registry, command)
+            case ExpireLeases():
+                drafts = _expire(registry, command, term)
+            case RaiseLevel():
+                return _raise_level(registry, command)
+            case Restore():
+                raise RefusedError(Code.NOT_SUPPORTED, "restore is not yet supported")
+            case _:
+                drafts = [_draft(registry, command)]
+        return _settle(registry, command, drafts)
+    except RefusedError as error:
         return registry, Reply(Outcome.REFUSED, registry.revision, refusal=error.refusal)
 
 
-def _draft(registry: Registry, command: Command, upstream: UpstreamEntry | None) -> _Draft:
+def _draft(registry: Registry, command: Command) -> Draft:
     stamp = Changed(command.by, registry.revision + 1, command.at)
-    if upstream is None:
-        upstream = UpstreamEntry(0)
-    draft = _Draft(dict(upstream.backends), upstream.view)
+    upstream = registry.upstreams.get(command.upstream)
+    if upstream is None and not isinstance(command, ApplyFile | SyncFile):
+        raise _unknown_upstream(command)
+    draft = Draft(command.upstream, upstream, registry.granted)
     match command:
         case PutBackend():
-            _put(draft, command, upstream, stamp)
+            _put(draft, command, stamp)
         case PatchBackend():
-            _require_match(command, upstream, command.key)
-            _edit(draft, command, command.key, command.fields)
+            _require_match(command, draft.before, command.key)
+            _edit(draft, command.key, command.fields)
             draft.about = command.key
         case RemoveBackend():
-            _require_match(command, upstream, command.key)
-            _edit(draft, command, command.key, None)
+            _require_match(command, draft.before, command.key)
+            _edit(draft, command.key, None)
         case PatchUpstream():
-            _require_match(command, upstream, None)
+            _require_match(command, draft.before, None)
             for key, fields in command.edits:
-                _edit(draft, command, key, fields)
+                _edit(draft, key, fields)
+        case RenewLease():
+            _require_match(command, draft.before, command.key)
+            _renew(draft, command.key)
         case ApplyFile():
             _take_file(draft, command, stamp)
         case SyncFile():
@@ -137,15 +125,15 @@ def _draft(registry: Registry, command: Command, upstream: UpstreamEntry | None)
     return draft
 
 
-def _put(draft: _Draft, command: PutBackend, upstream: UpstreamEntry, stamp: Changed) -> None:
+def _put(draft: Draft, command: PutBackend, stamp: Changed) -> None:
     key, fields = command.key, command.fields
-    before = draft.backends.get(key)
+    before = draft.get(key)
     if command.if_none_match and before is not None:
-        raise _RefusedError(Code.PRECONDITION_FAILED, f"{key} is already in {command.upstream}")
-    _require_match(command, upstream, key)
+        raise RefusedError(Code.PRECONDITION_FAILED, f"{key} is already in {command.upstream}")
+    _require_match(command, draft.before, key)
     address = fields.address or (before.address if before else key)
     _require_address(key, address)
-    draft.backends[key] = Entry(
+    entry = Entry(
         address=address,
         changed=before.changed if before else stamp,
         name=None if address == key else key,
@@ -156,28 +144,35 @@ def _put(draft: _Draft, command: PutBackend, upstream: UpstreamEntry, stamp: Cha
         source=Source.API,
         labels={name: value for name, value in (fields.labels or {}).items() if value is not None},
     )
+    draft.put(key, _leased(draft, entry, fields.ttl or 0.0))
     draft.about = key
 
 
-def _edit(draft: _Draft, command: Command, key: str, fields: Fields | None) -> None:
+def _leased(draft: Draft, entry: Entry, ttl: float) -> Entry:
+    """
+    Return it with a lease that begins now; without one where `ttl` is 0.
+
+    It gets a number of its own though nothing else may change: what the leader has proposed
+    about the lease before must not end this one.
+    """
+    if not ttl:
+        return replace(entry, ttl=None, suspect=False, lease=0)
+    return replace(entry, ttl=float(ttl), suspect=False, lease=draft.grant())
+
+
+def _edit(draft: Draft, key: str, fields: Fields | None) -> None:
     """Change or remove one backend that must be there."""
-    before = draft.backends.get(key)
-    if before is None:
-        raise _RefusedError(
-            Code.NOT_FOUND,
-            f"{command.upstream} has no backend {key}",
-            f"`lb backend list {command.upstream}` shows those it has",
-        )
+    before = _present(draft, key)
     if fields is None:
-        del draft.backends[key]
+        draft.put(key, None)
         return
     address = fields.address or before.address
     _require_address(key, address)
     merged = {**before.labels, **(fields.labels or {})}
     labels = {name: value for name, value in merged.items() if value is not None}
     if len(labels) > LABELS_MAX:
-        raise _RefusedError(Code.TOO_MANY, f"a backend has at most {LABELS_MAX} labels")
-    draft.backends[key] = replace(
+        raise RefusedError(Code.TOO_MANY, f"a backend has at most {LABELS_MAX} labels")
+    entry = replace(
         before,
         address=address,
         weight=before.weight if fields.weight is None else fields.weight,
@@ -185,23 +180,45 @@ def _edit(draft: _Draft, command: Command, key: str, fields: Fields | None) -> N
         backup=before.backup if fields.backup is None else fields.backup,
         labels=labels,
     )
+    draft.put(key, entry if fields.ttl is None else _leased(draft, entry, fields.ttl))
+
+
+def _renew(draft: Draft, key: str) -> None:
+    before = _present(draft, key)
+    if before.ttl is None:
+        raise RefusedError(
+            Code.NOT_FOUND, f"{key} has no lease to renew", 'register it again, with a "ttl"'
+        )
+    draft.put(key, _leased(draft, before, before.ttl))
+    draft.about = key
+
+
+def _present(draft: Draft, key: str) -> Entry:
+    entry = draft.get(key)
+    if entry is None:
+        raise RefusedError(
+            Code.NOT_FOUND,
+            f"{draft.name} has no backend {key}",
+            f"`lb backend list {draft.name}` shows those it has",
+        )
+    return entry
 
 
 def _require_address(key: str, address: str) -> None:
     """A backend is known by its name, or else by its address and no other."""
     if not is_name(key) and address != key:
-        raise _RefusedError(
+        raise RefusedError(
             Code.INVALID,
             f"{key} has no name: its address is what it is known by",
             "remove it and add the new address, or add that under a name",
         )
     if is_name(key) and address == key:
-        raise _RefusedError(
+        raise RefusedError(
             Code.INVALID, f"{key} is a name, and no address is given for it", 'say "address" too'
         )
 
 
-def _take_file(draft: _Draft, command: ApplyFile, stamp: Changed) -> None:
+def _take_file(draft: Draft, command: ApplyFile, stamp: Changed) -> None:
     if command.said is None:
         return  # The file only names the upstream.
     remembered = None if command.remembered is None else said_by_key(command.remembered)
@@ -209,75 +226,82 @@ def _take_file(draft: _Draft, command: ApplyFile, stamp: Changed) -> None:
     _take_judgement(draft, file_view.judge(draft.view, remembered, speech), stamp)
 
 
-def _take_judgement(draft: _Draft, judgement: file_view.Judgement, stamp: Changed) -> None:
+def _take_judgement(draft: Draft, judgement: file_view.Judgement, stamp: Changed) -> None:
     for change in judgement.apply:
-        file_view.apply_change(draft.backends, change, stamp)
+        key = change[0]
+        draft.put(key, file_view.entry_after(draft.get(key), change, stamp))
     draft.view = judgement.view
     draft.stale = judgement.stale
     draft.differs = judgement.differs
 
 
-def _settle(
-    registry: Registry, command: Command, upstream: UpstreamEntry | None, draft: _Draft
-) -> tuple[Registry, Reply]:
+def _expire(registry: Registry, command: ExpireLeases, term: int) -> list[Draft]:
+    """What is due by the clock of a leader that leads no more is not due any more."""
+    if command.term != term:
+        return []
+    due: dict[str, list[tuple[str, int]]] = {}
+    for name, key, lease in command.due:
+        due.setdefault(name, []).append((key, lease))
+    drafts = []
+    for name, leases in due.items():
+        upstream = registry.upstreams.get(name)
+        if upstream is None:
+            continue
+        verdict = judge_due(upstream, leases, command.at)
+        draft = Draft(name, upstream, registry.granted)
+        for key in verdict.suspect:
+            draft.put(key, replace(upstream.backends[key], suspect=True))
+        for key in verdict.ended:
+            draft.put(key, None)
+        draft.expired = verdict.expired
+        drafts.append(draft)
+    return drafts
+
+
+def _settle(registry: Registry, command: Command, drafts: list[Draft]) -> tuple[Registry, Reply]:
     """Judge the end state, then make it the registry's in one revision."""
-    before = upstream.backends if upstream else {}
-    changes = tuple(_compare(before, draft.backends))
-    _require_room(registry, command, upstream, draft)
-    _require_enough(command, before, draft.backends)
-    routed_differently = bool(changes) or upstream is None
-    revision = registry.revision + routed_differently
+    changes = {draft.name: draft.changes() for draft in drafts}
+    for draft in drafts:
+        _require_room(registry, draft)
+        if not isinstance(command, ExpireLeases):  # That has a guard of its own.
+            _require_enough(command, draft)
+    revision = registry.revision + any(draft.new or changes[draft.name] for draft in drafts)
     stamp = Changed(command.by, revision, command.at)
-    for change in changes:
-        if change.what == "changed":
-            draft.backends[change.key] = replace(draft.backends[change.key], changed=stamp)
-    if draft.view is not None and draft.view.changed.revision > revision:
-        # Moved, but nobody routes otherwise: the revision foreseen for it is not taken.
-        draft.view = replace(draft.view, changed=stamp)
-    if upstream is None or changes or draft.view != upstream.view:
-        entry = UpstreamEntry(
-            revision if upstream is None or changes else upstream.revision,
-            draft.backends,
-            draft.view,
-        )
+    after = {draft.name: draft.finish(changes[draft.name], stamp) for draft in drafts}
+    if any(after[draft.name] is not draft.before for draft in drafts):
         registry = replace(
             registry,
             revision=revision,
-            upstreams={**registry.upstreams, command.upstream: entry},
+            upstreams={**registry.upstreams, **after},
+            granted=drafts[-1].granted,
         )
-    reply = Reply(
-        _outcome(command, upstream, changes),
+    seen = tuple(
+        change if command.upstream else replace(change, upstream=name)
+        for name, each in changes.items()
+        for change in each
+    )
+    if isinstance(command, ABOUT_NONE):
+        outcome = Outcome.CHANGED if seen else Outcome.UNCHANGED
+        return registry, Reply(outcome, revision, changes=seen)
+    (draft,) = drafts
+    return registry, Reply(
+        _outcome(command, draft.new, seen),
         revision,
-        backend=None if draft.about is None else draft.backends[draft.about],
-        changes=changes,
+        backend=None if draft.about is None else after[draft.name].backends[draft.about],
+        changes=seen,
         stale=draft.stale,
         differs=draft.differs,
     )
-    return registry, reply
 
 
-def _outcome(
-    command: Command, upstream: UpstreamEntry | None, changes: tuple[Change, ...]
-) -> Outcome:
-    if upstream is None:
+def _outcome(command: Command, new: bool, changes: tuple[Change, ...]) -> Outcome:
+    if new:
         return Outcome.CREATED
     if not changes:
         return Outcome.UNCHANGED
     if isinstance(command, PutBackend) and changes[0].what == "added":
         return Outcome.CREATED
     return Outcome.CHANGED
-
-
-def _compare(before: Mapping[str, Entry], after: Mapping[str, Entry]) -> list[Change]:
-    changes = [Change(key, "removed") for key in before if key not in after]
-    for key, entry in after.items():
-        old = before.get(key)
-        if old is None:
-            changes.append(Change(key, "added"))
-        elif old != entry:
-            differing = [n for n in WRITTEN_FIELDS if getattr(old, n) != getattr(entry, n)]
-            changes.append(Change(key, "changed", tuple(differing)))
-    return changes
 
 
 def _require_match(command: Command, upstream: UpstreamEntry, key: str | None) -> None:
@@ -290,7 +314,7 @@ def _require_match(command: Command, upstream: UpstreamEntry, key: str | None) -
     if command.if_match == "*":
         if key is None or entry is not None:
             return
-        raise _RefusedError(Code.PRECONDITION_FAILED, f"{command.upstream} has no backend {key}")
+        raise RefusedError(Code.PRECONDITION_FAILED, f"{command.upstream} has no backend {key}")
     if upstream.revision in command.if_match:
         return
     if entry is not None and entry.revision in command.if_match:
@@ -298,31 +322,27 @@ def _require_match(command: Command, upstream: UpstreamEntry, key: str | None) -
     what, at = (
         (command.upstream, upstream.revision) if entry is None else (entry.key, entry.revision)
     )
-    raise _RefusedError(
+    raise RefusedError(
         Code.PRECONDITION_FAILED,
         f"{what} is not as it was: its revision is {at}",
         "read it again, then decide again",
     )
 
 
-def _require_room(
-    registry: Registry, command: Command, upstream: UpstreamEntry | None, draft: _Draft
-) -> None:
-    if len(draft.backends) > BACKENDS_MAX:
-        raise _RefusedError(
-            Code.TOO_MANY, f"{command.upstream} would have more than {BACKENDS_MAX} backends"
+def _require_room(registry: Registry, draft: Draft) -> None:
+    if draft.size > BACKENDS_MAX:
+        raise RefusedError(
+            Code.TOO_MANY, f"{draft.name} would have more than {BACKENDS_MAX} backends"
         )
-    if upstream is None and len(registry.upstreams) >= UPSTREAMS_MAX:
-        raise _RefusedError(
+    if draft.new and len(registry.upstreams) >= UPSTREAMS_MAX:
+        raise RefusedError(
             Code.TOO_MANY,
             f"the registry already has {UPSTREAMS_MAX} upstreams",
             "`lb upstream remove` those that no config names any more",
         )
 
 
-def _require_enough(
-    command: Command, before: Mapping[str, Entry], after: Mapping[str, Entry]
-) -> None:
+def _require_enough(command: Command, draft: Draft) -> None:
     """
     Refuse what takes backends out and leaves none, or too few, active.
 
@@ -330,23 +350,30 @@ def _require_enough(
     cut down to one backend would leave all of them active. What takes none out may pass
     whatever is left: it makes nothing worse.
     """
-    had = sum(entry.takes_traffic for entry in before.values())
-    left = sum(entry.takes_traffic for entry in after.values())
-    if command.force or left >= had:
+    if command.force or not draft.loses_any():
         return
     hint = "add or enable others first, or repeat with force"
-    if left == 0:
-        raise _RefusedError(
-            Code.WOULD_EMPTY, f"{command.upstream} would be left without an active backend", hint
+    if not any(draft.active()):
+        raise RefusedError(
+            Code.WOULD_EMPTY, f"{draft.name} would be left without an active backend", hint
         )
-    of = max(len(before), len(after))
-    if left * SHARE_UNITS < round(command.min_active * SHARE_UNITS) * of:
-        raise _RefusedError(
+    units = round(command.min_active * SHARE_UNITS)
+    if not units:
+        return  # Nobody needs them counted.
+    left, of = len(list(draft.active())), max(len(draft.before.backends), draft.size)
+    if left * SHARE_UNITS < units * of:
+        raise RefusedError(
             Code.WOULD_EMPTY,
-            f"{command.upstream} would be left with {left} active of {of} backends, "
+            f"{draft.name} would be left with {left} active of {of} backends, "
             f"fewer than min_active = {command.min_active:.4g}",
             hint,
         )
+
+
+def _raise_level(registry: Registry, command: RaiseLevel) -> tuple[Registry, Reply]:
+    if command.level <= registry.level:
+        return registry, Reply(Outcome.UNCHANGED, registry.revision)
+    return replace(registry, level=command.level), Reply(Outcome.CHANGED, registry.revision)
 
 
 def _remove_upstream(registry: Registry, command: RemoveUpstream) -> tuple[Registry, Reply]:
@@ -354,7 +381,7 @@ def _remove_upstream(registry: Registry, command: RemoveUpstream) -> tuple[Regis
     if upstream is None:
         raise _unknown_upstream(command)
     if command.named_by:
-        raise _RefusedError(
+        raise RefusedError(
             Code.UPSTREAM_IN_USE,
             f"{command.upstream} is named by the config of {', '.join(command.named_by)}",
             "take it out of their files and reload them first",
@@ -369,8 +396,8 @@ def _remove_upstream(registry: Registry, command: RemoveUpstream) -> tuple[Regis
     )
 
 
-def _unknown_upstream(command: Command) -> _RefusedError:
-    return _RefusedError(
+def _unknown_upstream(command: Command) -> RefusedError:
+    return RefusedError(
         Code.NOT_FOUND,
         f"the registry has no upstream {command.upstream}",
         "add it to the file and reload: upstreams come from there",
@@ -387,7 +414,7 @@ def _answer_again(registry: Registry, command: Command, answer: Answer) -> Reply
         return Reply(Outcome.REFUSED, registry.revision, refusal=refusal)
     upstream = registry.upstreams.get(command.upstream)
     backend = None
-    if upstream is not None and isinstance(command, PutBackend | PatchBackend):
+    if upstream is not None and isinstance(command, PutBackend | PatchBackend | RenewLease):
         backend = upstream.backends.get(command.key)
     return Reply(
         Outcome(answer.outcome),
@@ -398,12 +425,9 @@ def _answer_again(registry: Registry, command: Command, answer: Answer) -> Reply
     )
 
 
-def _remember(
-    answers: Mapping[str, Answer], key: str, command: Command, reply: Reply
-) -> Mapping[str, Answer]:
+def _answer(command: Command, reply: Reply) -> Answer:
     refusal = reply.refusal
-    after = dict(answers)
-    after[key] = Answer(
+    return Answer(
         digest=digest_of_command(command),
         outcome=reply.outcome.value,
         revision=reply.revision,
@@ -411,6 +435,3 @@ def _remember(
         detail=refusal.detail if refusal else "",
         hint=refusal.hint if refusal else "",
     )
-    while len(after) > ANSWERS_MAX:
-        del after[next(iter(after))]
-    return after

@@ -19,11 +19,11 @@ from enum import StrEnum
 from typing import Any
 
 from lb.model import State
+from lb.registry.answers import Answers
 
 UPSTREAMS_MAX = 4_096
 BACKENDS_MAX = 10_000  # Of one upstream.
 PAST_VIEWS_MAX = 100
-ANSWERS_MAX = 10_000  # Idempotency keys whose answer is remembered.
 REMOVED_MAX = 1_000  # Ids of members that left; whoever still uses one is told so.
 LEVEL = 1  # The newest feature level that this version knows.
 DIGEST_LENGTH = 32  # Hexadecimal digits kept of a SHA-256.
@@ -78,7 +78,13 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One backend of one upstream, as the group has agreed on it."""
+    """
+    One backend of one upstream, as the group has agreed on it.
+
+    With a `ttl` it is leased: it ends when nobody renews it for so many seconds. `lease` is the
+    number of the lease, never given twice; who ends a lease names it, and so ends no newer one.
+    A `suspect` should have ended, but too many at once would have; see `lb.registry.expiry`.
+    """
 
     address: str
     changed: Changed
@@ -88,6 +94,9 @@ class Entry:
     backup: bool = False
     source: Source = Source.API
     labels: Mapping[str, str] = field(default_factory=dict)
+    ttl: float | None = None
+    suspect: bool = False
+    lease: int = 0
 
     @property
     def key(self) -> str:
@@ -105,7 +114,7 @@ class Entry:
         return self.state is State.ACTIVE and self.weight > 0
 
     def to_plain(self) -> Plain:
-        return {
+        plain: Plain = {
             "address": self.address,
             "name": self.name,
             "weight": self.weight,
@@ -115,6 +124,9 @@ class Entry:
             "labels": dict(self.labels),
             "changed": self.changed.to_plain(),
         }
+        if self.ttl is not None:
+            plain |= {"ttl": self.ttl, "suspect": self.suspect, "lease": self.lease}
+        return plain
 
     @classmethod
     def from_plain(cls, plain: Plain) -> Entry:
@@ -127,6 +139,9 @@ class Entry:
             backup=plain["backup"],
             source=Source(plain["source"]),
             labels=dict(plain["labels"]),
+            ttl=plain.get("ttl"),
+            suspect=plain.get("suspect", False),
+            lease=plain.get("lease", 0),
         )
 
 
@@ -219,19 +234,39 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Expired:
+    """How many leases of `ttl` seconds ended at a time: the guard counts them for one TTL."""
+
+    at: float
+    ttl: float
+    count: int
+
+    def to_plain(self) -> list[Any]:
+        return [self.at, self.ttl, self.count]
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamEntry:
-    """One upstream's backends by key, and the file's view of them: None until a file spoke."""
+    """
+    One upstream's backends by key, and the file's view of them: None until a file spoke.
+
+    `expired` is what the guard of leases remembers, the newest last.
+    """
 
     revision: int
     backends: Mapping[str, Entry] = field(default_factory=dict)
     view: View | None = None
+    expired: tuple[Expired, ...] = ()
 
     def to_plain(self) -> Plain:
-        return {
+        plain: Plain = {
             "revision": self.revision,
             "backends": [backend.to_plain() for backend in self.backends.values()],
             "view": None if self.view is None else self.view.to_plain(),
         }
+        if self.expired:
+            plain["expired"] = [each.to_plain() for each in self.expired]
+        return plain
 
     @classmethod
     def from_plain(cls, plain: Plain) -> UpstreamEntry:
@@ -240,27 +275,8 @@ class UpstreamEntry:
             revision=plain["revision"],
             backends={backend.key: backend for backend in backends},
             view=None if plain["view"] is None else View.from_plain(plain["view"]),
+            expired=tuple(Expired(at, ttl, count) for at, ttl, count in plain.get("expired", ())),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was answered under an idempotency key, to a command with this digest."""
-
-    digest: str
-    outcome: str
-    revision: int
-    code: str = ""
-    detail: str = ""
-    hint: str = ""
-
-    def to_plain(self) -> list[Any]:
-        return [self.digest, self.outcome, self.revision, self.code, self.detail, self.hint]
-
-    @classmethod
-    def from_plain(cls, plain: list[Any]) -> Answer:
-        digest, outcome, revision, code, detail, hint = plain
-        return cls(digest, outcome, revision, code, detail, hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,9 +310,10 @@ class Registry:
     The replicated state. `lb.registry.apply` makes the next one; nothing changes in place.
 
     `revision` grows by one with each command that changed an upstream or a backend, and with
-    each change of members. The file's view and the remembered answers move without it: nobody
-    routes by them.
+    each change of members. The file's view, the remembered answers and leases that begin anew
+    move without it: nobody routes by them.
 
+    `granted` counts the leases that were ever granted, and so numbers them.
     `removed` holds ids of members that left, the newest last, at most `REMOVED_MAX`. `level` is
     the feature level: what a member must know to be one.
     """
@@ -304,10 +321,11 @@ class Registry:
     id: str
     revision: int = 0
     upstreams: Mapping[str, UpstreamEntry] = field(default_factory=dict)
-    answers: Mapping[str, Answer] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)
     members: Mapping[int, Member] = field(default_factory=dict)
     removed: tuple[int, ...] = ()
     level: int = 1
+    granted: int = 0
 
 
 def registry_to_plain(registry: Registry) -> Plain:
@@ -316,8 +334,10 @@ def registry_to_plain(registry: Registry) -> Plain:
         "id": registry.id,
         "revision": registry.revision,
         "upstreams": {name: entry.to_plain() for name, entry in registry.upstreams.items()},
-        "answers": {key: answer.to_plain() for key, answer in registry.answers.items()},
+        "answers": registry.answers.to_plain(),
     }
+    if registry.granted:
+        plain["granted"] = registry.granted
     if registry.members:
         plain["members"] = [member.to_plain() for member in registry.members.values()]
     if registry.removed:
@@ -339,7 +359,8 @@ def registry_from_plain(plain: Plain) -> Registry:
         upstreams={
             name: UpstreamEntry.from_plain(entry) for name, entry in plain["upstreams"].items()
         },
-        answers={key: Answer.from_plain(answer) for key, answer in plain["answers"].items()},
+        answers=Answers.from_plain(plain["answers"]),
+        granted=plain.get("granted", 0),
         members={member.id: member for member in members},
         removed=tuple(plain.get("removed", ())),
         level=level,

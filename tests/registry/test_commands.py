@@ -32,6 +32,7 @@ from lb.registry import (
     registry_to_plain,
     state_hash,
 )
+from lb.registry.answers import Answers
 from lb.registry.check import EDITS_MAX, LABELS_MAX, NOTE_LENGTH_MAX
 from lb.registry.values import BACKENDS_MAX, UPSTREAMS_MAX
 from registry.kit import (
@@ -53,14 +54,6 @@ from registry.kit import (
 )
 
 # --- Form and bounds --------------------------------------------------------------------------
-
-
-def test_ttl_is_not_yet_supported() -> None:
-    registry = with_backends(A)
-
-    assert refused(registry, put(B, Fields(ttl=15.0))) is Code.NOT_SUPPORTED
-    assert refused(registry, patch(A, Fields(ttl=15.0))) is Code.NOT_SUPPORTED
-    assert refused(registry, edit({A: Fields(ttl=15.0)})) is Code.NOT_SUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -101,6 +94,13 @@ def test_addresses_that_come_later(address: str) -> None:
         put(B, Fields(weight=-1)),
         put(B, Fields(weight=1001)),
         put(B, Fields(weight=True)),
+        put(B, Fields(ttl=4.9)),
+        put(B, Fields(ttl=-1)),
+        put(B, Fields(ttl=True)),
+        put(B, Fields(ttl=86_401)),
+        put(B, Fields(ttl=float("nan"))),
+        patch(A, Fields(ttl=1)),
+        edit({A: Fields(ttl=1)}),
         put(B, Fields(labels={"a b": "c"})),
         put(B, Fields(labels={"a": "\ud800"})),
         put(B, Fields(labels={"a": None})),
@@ -225,7 +225,7 @@ def test_the_state_hash_sees_everything() -> None:
     others = [
         replace(registry, id="1" * 32),
         replace(registry, revision=7),
-        replace(registry, answers={}),
+        replace(registry, answers=Answers()),
         done(registry, patch(A, Fields(weight=3))),
         done(registry, SyncFile(said=(Said(A),), **BASE)),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,7 @@ from lb.registry import (
     Source,
     apply,
 )
-from lb.registry.values import ANSWERS_MAX
+from lb.registry.answers import ANSWERS_MAX, Answer
 from registry.kit import (
     BASE,
     BY,
@@ -354,8 +353,10 @@ def test_remembering_an_answer_takes_no_revision() -> None:
 
 def test_the_last_ten_thousand_keys_are_kept() -> None:
     registry = with_backends(A)
-    old = {f"/k{n}": registry_with_answer(registry) for n in range(ANSWERS_MAX)}
-    registry = replace(registry, answers=old)
+    answer, answers = registry_with_answer(registry), registry.answers
+    for number in range(ANSWERS_MAX):
+        answers = answers.with_answer(f"/k{number}", answer)
+    registry = replace(registry, answers=answers)
 
     registry, _ = apply(registry, put(B, idempotency_key="new"))
 
@@ -365,7 +366,7 @@ def test_the_last_ten_thousand_keys_are_kept() -> None:
     assert "ops/new" in registry.answers
 
 
-def registry_with_answer(registry: Registry) -> Any:
+def registry_with_answer(registry: Registry) -> Answer:
     after, _ = apply(registry, put(B, idempotency_key="x"))
     return after.answers["ops/x"]
 
