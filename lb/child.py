@@ -34,6 +34,7 @@ FOR_THE_SUPERVISOR = (
     signal.SIGUSR2,
 )
 DESCRIPTORS_MAX = 1_048_576
+EXIT_DISK_FAILED = 74  # A controller's, whose log could not be made sure. EX_IOERR of sysexits.h
 
 
 class Post:

@@ -20,7 +20,7 @@ import uvloop
 
 from lb import daemonlog, link
 from lb.build import BUILD
-from lb.child import refuse_optimised, take_descriptors, tell
+from lb.child import EXIT_DISK_FAILED, refuse_optimised, take_descriptors, tell
 from lb.children import STEADY, Backoff, Child, Standing, silent
 from lb.errors import OperatorError, StartError
 from lb.link import Message
@@ -79,7 +79,7 @@ class Supervisor:
         self._slots: list[Slot] = []
         self._controller: Child | None = None
         self._controller_backoff = Backoff()
-        self._controller_end = ""  # How the last one ended.
+        self._controller_end, self._disk_failed = "", False  # How the last ended; any so far.
         self._edition: int | None = None
         self._grace, self._drain = GRACE, DRAIN
         self._log: dict[str, str] | None = None  # What `[log]` says, for those to come.
@@ -234,15 +234,15 @@ class Supervisor:
     def _controller_ended(self, child: Child) -> None:
         self._controller = None
         self._controller_end = child.end_in_words()
+        self._disk_failed |= child.status == EXIT_DISK_FAILED
         if self._phase is Phase.ENDING:
             self._end_if_alone()
-            return
-        if self._phase is Phase.STARTING:
+        elif self._phase is Phase.STARTING:
             self._fail_start(child)
-            return
-        wait = self._controller_backoff.wait_after(self._loop.time() - child.started)
-        self._say_end(child, wait, self._controller_backoff)
-        self._loop.call_later(wait, self._start_controller)
+        else:
+            wait = self._controller_backoff.wait_after(self._loop.time() - child.started)
+            self._say_end(child, wait, self._controller_backoff)
+            self._loop.call_later(wait, self._start_controller)
 
     def _fail_start(self, child: Child) -> None:
         """End as the controller did: it has said why, unless something killed it."""
@@ -360,6 +360,7 @@ class Supervisor:
             stopping=self._phase in (Phase.GRACE, Phase.DRAINING),
             held={address: held.own for address, held in self._sockets.held.items()},
             ended=self._controller_end,
+            disk_failed=self._disk_failed,
             pid=os.getpid(),
             started=self._started,
         )

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
+from lb.child import EXIT_DISK_FAILED
 from lb.control.storage import DiskFullError, Storage, StorageFailedError
 from lb.raft.messages import Persist, Snapshot
 
@@ -28,7 +29,6 @@ SNAPSHOTS_QUEUED_MAX = 4
 GROUP_MAX = 512  # Writes in one frame.
 GROUP_BYTES_MAX = 4 << 20
 TEND_EVERY = 1.0  # Seconds between looks for room on a full disk.
-EXIT_DISK_FAILED = 74  # EX_IOERR of sysexits.h
 
 
 def end_process(error: BaseException) -> NoReturn:

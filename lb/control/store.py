@@ -35,6 +35,7 @@ __all__ = [
     "FileStore",
     "NoQuorum",
     "NotStored",
+    "RefusedError",
     "Store",
     "UnknownOutcome",
     "lock_data_dir",
@@ -65,6 +66,16 @@ class NotStored(OperatorError):  # noqa: N818  # As above.
     """The command could not be kept, and so was not applied: nothing was changed."""
 
     exit_status = 5
+
+
+class RefusedError(OperatorError):
+    """The group does not do that, and `code` names the problem. Nothing was changed."""
+
+    exit_status = 5
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.code = code
 
 
 class DamagedRegistryError(StartError):
@@ -231,6 +242,16 @@ class FileStore:
                         "make room or mend the disk, then repeat the write",
                     )
                 )
+
+
+def read_registry_file(data_dir: Path) -> Registry | None:
+    """Read what an earlier version kept of an instance alone, if there is any."""
+    path = data_dir / REGISTRY_FILE
+    try:
+        data = Disk().read(path)
+    except OSError as error:
+        raise DamagedRegistryError(path, _reason(error)) from error
+    return None if data is None else _from_file(path, data)
 
 
 def _as_file(registry: Registry) -> bytes:

@@ -1,0 +1,630 @@
+"""This instance's part in its group, from the first start on: the `Store` of all that is agreed.
+
+An instance alone is a group of one, by the same code. One that is to have fellows asks them
+before it founds or joins (`forming`), and meanwhile serves by its file. Whatever befalls the
+group's part (no quorum, a damaged log, a failed disk), the last good registry stays what is
+routed by: see `last_good`.
+
+What operators ask is in `group_desk`, what a leader sees to in `duties`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lb import __version__
+from lb.build import BUILD
+from lb.config.schema import Group as GroupConfig
+from lb.control.disk import Disk, UnsettledError
+from lb.control.duties import LEVEL, Duties, Wish
+from lb.control.forming import Answer, Found, Join, Wait, decide
+from lb.control.last_good import LastGood
+from lb.control.peers import (
+    PROTOCOL,
+    Claim,
+    Method,
+    PeerRefused,
+    Peers,
+    PeerTimeout,
+    PeerUnreachable,
+    Security,
+)
+from lb.control.recovery import Recovered
+from lb.control.replica import Outside, Replica
+from lb.control.seat import Seat, SeatFiles, Standing, new_group, new_member
+from lb.control.state_machine import Applied
+from lb.control.storage import Storage
+from lb.control.store import (
+    REGISTRY_FILE,
+    DamagedRegistryError,
+    NoQuorum,
+    OnChange,
+    RefusedError,
+    UnknownOutcome,
+    read_registry_file,
+)
+from lb.control.wal import DamagedLog
+from lb.errors import AccordError
+from lb.raft.messages import NOBODY, SoftState
+from lb.registry import By, Changed, Command, Member, Registry, Reply
+
+log = logging.getLogger(__name__)
+
+ASK_SECONDS_MAX = 2.0  # For one answer while forming.
+ASK_EVERY = 0.5
+JOIN_SECONDS_MAX = 15.0  # Two changes of members may be decided meanwhile.
+LEAD_SECONDS_MAX = 3.0  # For an instance alone to lead itself, at a start.
+NEWS_EVERY = 2.0  # Seconds between two rounds of asking members how they are.
+TRANSFER_SECONDS_MAX = 1.0
+REMOVED = "removed:"  # How a refusal begins that is final.
+REVISION_LEAP = 1_000_000  # After a disaster: no revision is ever given twice.
+
+OnApplied = Callable[[Applied], None]
+Plain = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why this instance takes no part: `state` as in `desk.GroupState`, and what to do."""
+
+    state: str
+    detail: str
+
+
+class Group:
+    """See above. `open` comes first, then `serve`, last `close`."""
+
+    def __init__(
+        self,
+        data_dir: str | Path,
+        name: str,
+        config: Callable[[], GroupConfig | None],
+        wall: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.wall = wall
+        self.files = SeatFiles(data_dir)
+        self.replica: Replica | None = None
+        self.duties: Duties | None = None
+        self.peers: Peers | None = None
+        self.seat: Seat | None = None
+        self.trouble: Trouble | None = None
+        self.waiting = Wait()
+        self.news: dict[str, Plain] = {}  # What each other member last said of itself.
+        self.leader_changes = 0
+        self.leader_lost_at: float | None = None
+        self.found_now = False  # An operator said so.
+        self.invited = ""  # The address of a leader who wants us.
+        self.own_news: Callable[[], Plain] = dict  # What we say to others of ourselves.
+        self._folder = Path(data_dir)
+        self._last_good = LastGood(data_dir)
+        self._kept: Registry | None = None
+        self._shown = Registry(id="")
+        self._leader = NOBODY
+        self._rung: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._on_change: list[OnChange] = []
+        self._on_applied: list[OnApplied] = []
+        self._methods: dict[str, Method] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._security = Security.none()
+        self._loop = asyncio.get_running_loop()
+
+    # --- Beginning and end --------------------------------------------------------------------
+
+    async def open(self, failed_disk: str = "") -> None:
+        """
+        Go on as the member that this instance was; alone, found a group of one.
+
+        `failed_disk`: how the disk failed under a former controller. What can be read back then
+        may never have reached the disk. StartError: this data_dir can't be used at all.
+        """
+        self._kept = await asyncio.to_thread(self._last_good.read)
+        self._show()
+        self.seat = await asyncio.to_thread(self._take_seat)
+        if self.seat is not None and self.seat.standing is Standing.MEMBER:
+            if failed_disk:
+                self._give_up("damaged", failed_disk)
+                return
+            try:
+                opened = await asyncio.to_thread(self.files.open)
+            except DamagedLog as error:
+                self._give_up("damaged", f"{error.message}; {error.hint}")
+                return
+            self._begin(*opened)
+        elif self._is_alone:
+            await self.found_group()
+        if self._is_alone or self.registry.members.keys() <= {self._own_id}:
+            await self.until(lambda: self.has_leader, LEAD_SECONDS_MAX)
+
+    async def serve(self, sock: socket.socket | None, methods: Mapping[str, Method]) -> None:
+        """Meet the others, on a listening socket of ours; without one, there are none."""
+        config = self.config()
+        if config is None or sock is None:
+            return
+        self._methods.update(methods)
+        self._security = await asyncio.to_thread(security_of, config)
+        self.peers = Peers(self._claim, self._security, self._hear, self._methods, self._admits)
+        await self.peers.open(sock)
+        self._meet()
+        self._tasks.append(self._loop.create_task(self._gather_news()))
+        if self.replica is None and self.trouble is None:
+            self._tasks.append(self._loop.create_task(self._form()))
+
+    def adopt(self) -> None:
+        """Go by the secret, or the files, that a new config names."""
+        config = self.config()
+        if self.peers is not None and config is not None and config.security == "secret":
+            self._security.take(security_of(config))
+
+    async def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.end_replica()
+        if self.peers is not None:
+            await self.peers.close()
+        await self._last_good.close()
+
+    async def hand_over(self) -> None:
+        """Have another lead from now on, if we do and there is one."""
+        replica = self.replica
+        if replica is None or self.duties is None or not replica.leads:
+            return
+        successor = self.duties.successor()
+        if successor is None:
+            return
+        replica.transfer(successor.id)
+        await self.until(lambda: not replica.leads, TRANSFER_SECONDS_MAX)
+
+    async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until something holds that a change of leaders may bring; False: it does not."""
+        until = self._loop.time() + seconds
+        while not condition():
+            left = until - self._loop.time()
+            if left <= 0:
+                return False
+            await asyncio.wait({self._rung}, timeout=left)
+        return True
+
+    def _ring(self) -> None:
+        rung, self._rung = self._rung, self._loop.create_future()
+        rung.set_result(None)
+
+    async def end_replica(self) -> None:
+        """Stop taking part."""
+        duties, self.duties = self.duties, None
+        replica, self.replica = self.replica, None
+        if duties is not None:
+            await duties.close()
+        if replica is not None:
+            await replica.close()
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the config names no others, so that nobody need be asked."""
+        config = self.config()
+        return config is None or (not config.join and set(config.members) == {self.name})
+
+    def _take_seat(self) -> Seat | None:
+        """Read who we are; whatever was begun and not finished is undone."""
+        seat = self.files.read()
+        if seat is None or seat.standing is Standing.MEMBER:
+            if seat is not None and not self.files.has_log:
+                log.warning("the log of member %d is gone: this is a new member", seat.member)
+                return None
+            return seat
+        if self.files.has_log:
+            self.files.discard_unfinished()
+        return seat if seat.standing is Standing.JOINING else None
+
+    def _begin(self, storage: Storage, recovered: Recovered) -> None:
+        """Take part, from what the log holds."""
+        outside = Outside(
+            send=self._send,
+            reaches=self._reaches,
+            applied=self._applied,
+            restored=self._restored,
+            looked=self._looked,
+            halted=self._halted,
+        )
+        self.replica = Replica(storage, recovered, outside)
+        config = self.config()
+        self.duties = Duties(
+            self.replica, config.voters if config else 1, self.name, self._wishes, self.wall
+        )
+        self._show()
+        self._meet()
+        self.replica.start()
+        self._ring()
+
+    def _give_up(self, state: str, detail: str) -> None:
+        """Take no part from now on; what is routed by stays."""
+        self.trouble = Trouble(state, detail)
+        log.error("this instance takes no part in its group: %s", detail)
+        self._loop.call_soon(self._changed)
+
+    # --- Founding and joining -----------------------------------------------------------------
+
+    async def found_group(self) -> None:
+        """Found a group, of what this instance has: its last good registry, or nothing."""
+        member = new_member()
+        before = self._kept or await asyncio.to_thread(self._old_registry)
+        if before is None:
+            before = Registry(id=new_group())
+        elif before is self._kept:
+            # It may have been behind: nobody may be given a revision a second time.
+            leap = before.revision + REVISION_LEAP
+            before = replace(before, id=new_group(), revision=leap)
+            log.warning("the log is gone: founding anew from the last good registry")
+        await self.begin_anew(before, member)
+
+    async def begin_anew(self, before: Registry, member: int) -> None:
+        """Make a registry that of a new group, whose one member we are."""
+        by = Changed(By(member=self.name, source="group"), before.revision, self.wall())
+        own = Member(member, self.name, self.address, voter=True, changed=by)
+        registry = replace(before, members={member: own}, removed=())
+        self._kept = None
+        self.seat = await asyncio.to_thread(self.files.found, before.id, registry, member)
+        self._begin(*await asyncio.to_thread(self.files.open))
+        self._set_aside_old_registry()
+        if self.config() is not None:
+            log.info("founded group %s", before.id)
+
+    def _old_registry(self) -> Registry | None:
+        """Read what an earlier version kept of an instance alone."""
+        try:
+            return read_registry_file(self._folder)
+        except DamagedRegistryError as error:
+            log.error("%s; going on without it", error.message)
+            return None
+
+    def _set_aside_old_registry(self) -> None:
+        old = self._folder / REGISTRY_FILE
+        if old.exists():
+            try:
+                Disk().rename(old, old.with_suffix(".taken-over"))
+            except (OSError, UnsettledError) as error:
+                log.warning("%s is of no more use and cannot be moved: %s", old, error)
+
+    async def _form(self) -> None:
+        """Ask the others until it is clear what to do, then found or join."""
+        while self.replica is None:
+            config = self.config()
+            assert config is not None
+            answers = await self._ask_who(config)
+            decision = decide(self.name, config.members, tuple(config.join), answers)
+            if self.found_now and not isinstance(decision, Join):
+                decision = Found()
+            match decision:
+                case Found():
+                    await self.found_group()
+                case Join():
+                    await self._join(decision)
+                case Wait():
+                    self._wait(decision)
+            if self.replica is None:
+                await asyncio.sleep(ASK_EVERY)
+        self.waiting = Wait()
+
+    def _wait(self, decision: Wait) -> None:
+        if decision != self.waiting:
+            why = f": {decision.why}" if decision.why else ""
+            log.info("forming a group: waiting for %s%s", ", ".join(decision.for_) or "you", why)
+        self.waiting = decision
+
+    async def _ask_who(self, config: GroupConfig) -> dict[str, Answer]:
+        """Ask every address that the file names, all at once."""
+        addresses = {address for name, address in config.members.items() if name != self.name}
+        addresses |= set(config.join) | ({self.invited} if self.invited else set())
+        answers: dict[str, Answer] = {}
+
+        async def ask(address: str) -> None:
+            said = await self._call(address, "who", {}, ASK_SECONDS_MAX)
+            if said is not None:
+                answers[address] = Answer(said["name"], said["group"], said["leader"])
+
+        await asyncio.gather(*(ask(address) for address in sorted(addresses)))
+        return answers
+
+    async def _join(self, decision: Join) -> None:
+        """Ask the leader to be taken in, under an id that nobody has had."""
+        if self.seat is None:
+            self.seat = Seat("", new_member(), Standing.JOINING)
+            await asyncio.to_thread(self.files.write, self.seat)
+        params = {"name": self.name, "address": self.address, "member": self.seat.member}
+        try:
+            assert self.peers is not None
+            said = await self.peers.call(decision.leader, "join", params, JOIN_SECONDS_MAX)
+        except PeerRefused as error:
+            if error.code == "removed":  # Of a former try, which was given up on meanwhile.
+                self.seat = None
+            self._wait(Wait((decision.leader,), f"{error.message}; {error.hint}"))
+            return
+        except (PeerUnreachable, PeerTimeout) as error:
+            self._wait(Wait((decision.leader,), error.message))
+            return
+        seat = replace(self.seat, group=said["group"])
+        self.seat = await asyncio.to_thread(self.files.join, seat)
+        self._begin(*await asyncio.to_thread(self.files.open))
+        assert self.peers is not None
+        others = [each for each in said["members"] if each[0] != self._own_id]
+        self.peers.meet({id_: (name, address) for id_, name, address in others})
+        log.info("joined group %s", self.seat.group)
+
+    async def _call(self, to: str, method: str, params: Plain, seconds: float) -> Plain | None:
+        """Ask somebody something; None if there is no answer."""
+        assert self.peers is not None
+        try:
+            return await self.peers.call(to, method, params, seconds)
+        except PeerRefused as error:
+            self.waiting = replace(self.waiting, why=error.message)
+            return None
+        except (PeerUnreachable, PeerTimeout):
+            return None
+
+    # --- What others see ----------------------------------------------------------------------
+
+    @property
+    def registry(self) -> Registry:
+        """The newest registry that this instance may route by."""
+        return self._shown
+
+    @property
+    def address(self) -> str:
+        """Where others reach us; empty for an instance alone."""
+        config = self.config()
+        return "" if config is None else config.members.get(self.name, config.listen)
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the group has taken us out."""
+        return self.trouble is not None and self.trouble.state == "removed"
+
+    @property
+    def has_leader(self) -> bool:
+        """Whether a write would have whom to ask."""
+        return self._leader != NOBODY
+
+    @property
+    def leader(self) -> int:
+        """The leader's id, or nobody's."""
+        return self._leader
+
+    @property
+    def _own_id(self) -> int:
+        return self.seat.member if self.seat else NOBODY
+
+    async def propose(self, command: Command) -> Reply:
+        """Commit a command; see `store.Store`."""
+        return await self.member().propose(command)
+
+    def subscribe(self, on_change: OnChange) -> None:
+        """Have this called after each change of what is routed by."""
+        self._on_change.append(on_change)
+
+    def subscribe_applied(self, on_applied: OnApplied) -> None:
+        """Have this called for each entry that took a revision, in order."""
+        self._on_applied.append(on_applied)
+
+    def member(self) -> Replica:
+        """Return our replica; NoQuorum if we take no part."""
+        if self.trouble is not None:
+            raise NoQuorum(
+                f"this instance takes no part in its group: {self.trouble.detail}",
+                "ask another instance, or see docs/group.md",
+            )
+        if self.replica is None:
+            waiting = ", ".join(self.waiting.for_)
+            raise NoQuorum(
+                f"the group is still forming{f'; waiting for {waiting}' if waiting else ''}",
+                "start the others, or `lb group found`",
+            )
+        return self.replica
+
+    # --- Between replica and peers ------------------------------------------------------------
+
+    def _claim(self) -> Claim:
+        seat = self.seat
+        is_member = seat is not None and seat.standing is Standing.MEMBER
+        return Claim(
+            group=seat.group if seat and is_member else "",
+            member=seat.member if seat and is_member else NOBODY,
+            name=self.name,
+            address=self.address,
+            version=__version__,
+            build=BUILD,
+            protocol=PROTOCOL,
+            level=LEVEL,
+        )
+
+    def _admits(self, claim: Claim) -> str:
+        """Say why a peer is not let in; nothing if it is."""
+        own = self._claim()
+        if claim.group and own.group and claim.group != own.group:
+            return (
+                f"{self.name} belongs to group {own.group}, {claim.name} to "
+                f"{claim.group}: on the one that is wrong remove raft/ in its data_dir"
+            )
+        if claim.member in self._shown.removed:
+            return f"{REMOVED} {claim.name}, as member {claim.member:x}, is no part of the group"
+        return ""
+
+    def _send(self, to: int, data: bytes) -> bool:
+        return self.peers is not None and self.peers.send(to, data)
+
+    def _reaches(self, member: int) -> bool:
+        return self.peers is not None and member in self.peers.connected
+
+    def _hear(self, frm: int, data: bytes) -> None:
+        if self.replica is not None:
+            self.replica.hear(frm, data)
+
+    def _meet(self) -> None:
+        """Keep connections to all other members."""
+        if self.peers is not None and self.replica is not None:
+            members = self.replica.registry.members
+            others = {
+                each.id: (each.name, each.address)
+                for each in members.values()
+                if each.id != self._own_id
+            }
+            if members:
+                self.peers.meet(others)
+
+    def _applied(self, news: Sequence[Applied]) -> None:
+        """Entries were applied. Others hear of it later: we are within the replica's loop."""
+        self._show()
+        if self.duties is not None:
+            self.duties.follow()
+        changed = [each for each in news if each.changed]
+        if changed:
+            self._loop.call_soon(self._tell, changed)
+
+    def _tell(self, changed: Sequence[Applied]) -> None:
+        for each in changed:
+            for on_applied in self._on_applied:
+                on_applied(each)
+            if each.member_change:
+                self._meet()
+                self._see_whether_removed(each)
+        self._changed()
+
+    def _restored(self, _: Registry) -> None:
+        self._show()
+        if self.duties is not None:
+            self.duties.follow()
+        self._loop.call_soon(self._meet)
+        self._loop.call_soon(self._changed)
+
+    def _show(self) -> None:
+        """Choose what is routed by: what the log says, or what was kept while that is behind."""
+        kept, replica = self._kept, self.replica
+        if replica is None:
+            if kept is not None:
+                self._shown = kept
+            return
+        ours = replica.registry
+        behind = kept is not None and (
+            ours.revision < kept.revision if ours.id == kept.id else ours.revision == 0
+        )
+        if kept is None or not behind:
+            self._kept = None
+            self._shown = ours
+            self._last_good.keep(ours)
+        else:
+            self._shown = kept
+
+    def _changed(self) -> None:
+        for on_change in self._on_change:
+            on_change(self._shown)
+
+    def _looked(self, soft: SoftState) -> None:
+        if soft.leader != self._leader:
+            if soft.leader == NOBODY:
+                self.leader_lost_at = self._loop.time()
+            else:
+                self.leader_changes += 1
+                self.leader_lost_at = None
+                if self.config() is not None:
+                    self._loop.call_soon(self._log_leader, soft.leader)
+        self._leader = soft.leader
+        self._ring()
+
+    def _log_leader(self, leader: int) -> None:
+        member = self._shown.members.get(leader)
+        met = self.peers.connected.get(leader) if self.peers else None
+        name = member.name if member else met.name if met else f"member {leader:x}"
+        term = self.replica.node.term if self.replica else 0
+        log.info("%s leads the group (term %d)", name, term)
+
+    def _halted(self, why: str, hint: str) -> None:
+        self._leader = NOBODY
+        self._give_up("stopped-apply", f"{why}; {hint}")
+
+    def _see_whether_removed(self, applied: Applied) -> None:
+        if self.replica is not None and self.replica.id in applied.registry.removed:
+            self.note_removed()
+
+    def note_removed(self) -> None:
+        """We are no member any more: say so, and take no part."""
+        if self.trouble is None:
+            hint = "stop this instance; to let it join again, remove raft/ in its data_dir"
+            self._give_up("removed", f"it was removed from the group; {hint}")
+            self._leader = NOBODY
+            self._tasks.append(self._loop.create_task(self.end_replica()))
+
+    # --- How the others are -------------------------------------------------------------------
+
+    async def _gather_news(self) -> None:
+        """Ask each other member how it is, now and then."""
+        while True:
+            await asyncio.sleep(NEWS_EVERY)
+            self.news = dict(await self.ask_all("standing", {}, NEWS_EVERY))
+            self._heed_refusals()
+
+    def _heed_refusals(self) -> None:
+        """See whether the others took us out while we were not there to hear of it."""
+        assert self.peers is not None
+        if any(why.startswith(REMOVED) for why in self.peers.refusals.values()):
+            self.note_removed()
+
+    async def ask_all(self, method: str, params: Plain, seconds: float) -> Mapping[str, Plain]:
+        """Ask every other member something; see `desk.GroupDesk`."""
+        if self.peers is None or self.replica is None:
+            return {}
+        peers = self.peers
+
+        async def ask(member: int) -> Plain:
+            try:
+                return await peers.call(member, method, params, seconds)
+            except (PeerRefused, PeerUnreachable, PeerTimeout) as error:
+                return {"error": error.message}
+
+        others = [each for each in self._shown.members.values() if each.id != self._own_id]
+        answers = await asyncio.gather(*(ask(each.id) for each in others))
+        return {each.name: said for each, said in zip(others, answers, strict=True)}
+
+    def _wishes(self) -> Mapping[str, Wish]:
+        return {
+            name: Wish(said["voter"], said["level"])
+            for name, said in self.news.items()
+            if "voter" in said and "level" in said
+        }
+
+    async def ask_leader(self, method: str, params: Plain, seconds: float) -> Plain:
+        """Have the leader do something. NoQuorum, or what it said."""
+        replica = self.member()
+        if self.peers is None or self._leader in (NOBODY, replica.id):
+            raise NoQuorum("the group has no leader just now", "try again in a moment")
+        try:
+            return await self.peers.call(self._leader, method, params, seconds)
+        except PeerRefused as error:
+            raise as_error(error) from None
+        except (PeerUnreachable, PeerTimeout) as error:
+            raise NoQuorum(f"the leader does not answer: {error.message}") from None
+
+
+def security_of(config: GroupConfig) -> Security:
+    """Return how members prove to each other who they are. OperatorError: it can't be used."""
+    if config.tls is not None:
+        return Security.tls(config.tls.cert, config.tls.key, config.tls.ca)
+    if config.secret:
+        return Security.secret(tuple(secret.encode() for secret in config.secret))
+    return Security.none()
+
+
+def as_error(refused: PeerRefused) -> AccordError:
+    """Return a refusal of another member as what was raised there."""
+    if refused.code == "no-quorum":
+        return NoQuorum(refused.message, refused.hint)
+    if refused.code == "unknown-outcome":
+        return UnknownOutcome(refused.message, refused.hint)
+    return RefusedError(refused.code, refused.message, refused.hint)

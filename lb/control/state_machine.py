@@ -1,0 +1,121 @@
+"""What the log's entries do: to the registry, one after the other, alike on every member.
+
+An entry that this version can't read ends the applying. Passing over it would leave this member
+with another registry than the rest, and nobody would know.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import orjson
+
+from lb.errors import AccordError, StartError
+from lb.raft.members import Change, decode_change
+from lb.raft.messages import Entry, Kind
+from lb.registry import (
+    Command,
+    Registry,
+    Reply,
+    apply,
+    change_member,
+    registry_from_plain,
+    registry_to_plain,
+)
+from lb.registry.wire import UnknownCommandError, decode_command
+
+STATE_FORM = 1
+STATE_BYTES_MAX = 256 << 20  # Unpacked.
+
+CHANGES = {Change.ADD_LEARNER: "add", Change.PROMOTE: "promote", Change.REMOVE: "remove"}
+
+
+class CannotApplyError(AccordError):
+    """This version does not know an entry: nothing after it may be applied here either."""
+
+
+class BadStateError(StartError):
+    """The state in a snapshot is none that this version reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """
+    What one entry did. `registry` is the one after it.
+
+    `command` and `reply` are those of an ordinary entry; `member_change` is `add`, `promote` or
+    `remove`, and `member` the name that it is about. `changed`: it took a revision.
+    """
+
+    index: int
+    term: int
+    registry: Registry
+    changed: bool = False
+    command: Command | None = None
+    reply: Reply | None = None
+    member_change: str = ""
+    member: str = ""
+
+    @property
+    def revision(self) -> int:
+        """The registry's revision after it."""
+        return self.registry.revision
+
+
+class StateMachine:
+    """The registry as of an index of the log."""
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+
+    def apply(self, entry: Entry) -> Applied:
+        """Apply the next entry. CannotApplyError: it is not known here, and nothing changed."""
+        before = self.registry
+        match entry.kind:
+            case Kind.NOOP:
+                return Applied(entry.index, entry.term, before)
+            case Kind.CONF:
+                change = decode_change(entry.data)
+                what = CHANGES[change.what]
+                after = change_member(before, what, change.member, change.context)
+                self.registry = after
+                member = after.members.get(change.member) or before.members.get(change.member)
+                name = member.name if member else ""
+                return Applied(
+                    entry.index, entry.term, after, True, member_change=what, member=name
+                )
+            case Kind.NORMAL:
+                try:
+                    command = decode_command(entry.data)
+                except UnknownCommandError as error:
+                    raise CannotApplyError(
+                        f"entry {entry.index} holds what this version does not know: {error}",
+                        "upgrade this instance",
+                    ) from error
+                self.registry, reply = apply(before, command, entry.term)
+                after = self.registry
+                changed = after.revision != before.revision
+                return Applied(entry.index, entry.term, after, changed, command, reply)
+
+
+def encode_state(registry: Registry) -> bytes:
+    """Make the bytes of a snapshot."""
+    return bytes([STATE_FORM]) + zlib.compress(orjson.dumps(registry_to_plain(registry)), 1)
+
+
+def decode_state(data: bytes) -> Registry:
+    """Read them back; BadStateError if this version can't."""
+    if not data or data[0] != STATE_FORM:
+        raise BadStateError(
+            f"a snapshot of form {data[0] if data else 'none'}; this version reads {STATE_FORM}",
+            "start the version that wrote it",
+        )
+    try:
+        unpacker = zlib.decompressobj()
+        body = unpacker.decompress(data[1:], STATE_BYTES_MAX)
+        if unpacker.unconsumed_tail:
+            raise BadStateError(f"a state of more than {STATE_BYTES_MAX} bytes")
+        return registry_from_plain(orjson.loads(body))
+    except (zlib.error, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadStateError(f"a snapshot that holds no registry: {error!r}") from error
