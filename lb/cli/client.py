@@ -108,7 +108,7 @@ class Admin:
         seconds: float = SECONDS_MAX,
     ) -> Answer:
         """Send one request; an answer that is an error is raised as what it means."""
-        target = path + ("?" + urlencode(query) if query else "")
+        target = _target(path, query or {})
         status, plain, named = self._exchange(method, target, body, headers or {}, seconds)
         if status >= 400:
             problem = plain if isinstance(plain, dict) else {}
@@ -128,7 +128,7 @@ class Admin:
         """Open an answer that goes on and on; `silence` is how long nothing may come."""
         connection = self._connection(silence)
         try:
-            response = self._opened(connection, f"{path}?{urlencode(query)}", headers)
+            response = self._opened(connection, _target(path, query), headers)
             if response.status >= 400:
                 plain = _parse(response.read(ANSWER_BYTES_MAX), self.address)
                 raise RefusedError(response.status, plain if isinstance(plain, dict) else {})
@@ -204,6 +204,10 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _target(path: str, query: dict[str, str]) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def _headers() -> dict[str, str]:

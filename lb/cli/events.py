@@ -16,7 +16,7 @@ from lb.cli.stream import Event, StreamEndedError, events_of
 
 SILENCE_SECONDS_MAX = 60.0  # The server has something to say more often, if only a bookmark.
 AGAIN_SECONDS = (0.2, 1.0, 2.0, 5.0)  # Between tries to go on after a stream has ended.
-BOOKMARK, CLOSED = "bookmark", "closed"
+CREATED, BOOKMARK, CLOSED = "created", "bookmark", "closed"  # All other events are revisions.
 
 
 @click.command()
@@ -48,33 +48,40 @@ def events(
 
 def _follow(instance: Admin, first: int | None, output: str) -> None:
     """Print events for ever; one that was printed is not asked for again."""
-    if first is None:
-        first = newest_revision(instance) + 1
     place = Place(first)
     tries = 0
     while True:
-        try:
-            for event in _stream(instance, place):
-                tries = 0
-                print_event(event, output)
-        except (StreamEndedError, UnreachableError) as error:
-            if tries == 0:
-                say(f"the stream ended: {error}; going on from revision {place.next}")
-        except RefusedError as error:
-            if error.status != 503 or error.code == "not-supported":
-                raise
-            if tries == 0:
-                say(f"{error.message}; trying again")
+        before = place.next
+        why = _until_it_ends(instance, place, output)
+        tries = 0 if place.next != before else tries + 1
+        if tries <= 1:
+            say(f"{why}; going on{place.in_words()}")
         time.sleep(AGAIN_SECONDS[min(tries, len(AGAIN_SECONDS) - 1)])
-        tries += 1
+
+
+def _until_it_ends(instance: Admin, place: Place, output: str) -> str:
+    """Print one stream's events; return why it ended, where another may go on."""
+    try:
+        for event in _stream(instance, place):
+            print_event(event, output)
+    except StreamEndedError as error:
+        return f"the stream ended: {error}"
+    except UnreachableError as error:
+        if place.next is None:
+            raise  # There was no stream yet: more likely a wrong address than an outage.
+        return error.message
+    except RefusedError as error:
+        if error.status != 503:
+            raise
+        return error.message
+    raise AssertionError("a stream ends by saying so")
 
 
 def _show(instance: Admin, first: int | None, output: str) -> None:
     """Print what is remembered, up to the revision that is the newest now."""
     newest = newest_revision(instance)
-    place = Place(0 if first is None else first)
     try:
-        _show_until(instance, place, newest, output)
+        _show_until(instance, Place(first or 0), newest, output)
     except RefusedError as error:
         oldest = error.problem.get("oldest")
         if first is not None or error.status != 410 or not isinstance(oldest, int):
@@ -83,14 +90,14 @@ def _show(instance: Admin, first: int | None, output: str) -> None:
 
 
 def _show_until(instance: Admin, place: Place, newest: int, output: str) -> None:
-    if place.next > newest:
+    if place.is_past(newest):
         return
     try:
         for event in _stream(instance, place):
             if event.number is not None and event.number > newest:
                 return
             print_event(event, output)
-            if place.next > newest:
+            if place.is_past(newest):
                 return
     except StreamEndedError as error:
         raise UnreachableError(
@@ -100,28 +107,39 @@ def _show_until(instance: Admin, place: Place, newest: int, output: str) -> None
 
 
 class Place:
-    """How far a reader is: `next` is the first revision that it has not seen."""
+    """How far a reader is: `next` is the first revision that it has not seen, None any to come."""
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int | None) -> None:
         self.next = first
         self.last: int | None = None  # What Last-Event-ID says, once there was one.
 
-    def passed(self, number: int) -> None:
-        """Note an event, or a bookmark, up to which all has been seen."""
-        self.next, self.last = number + 1, number
+    def note(self, event: Event) -> None:
+        """Take from an event how far all has been seen."""
+        if event.kind == CREATED and self.next is None:
+            self.next = event.plain.get("from")
+        elif event.number is not None:
+            self.next, self.last = event.number + 1, event.number
+
+    def is_past(self, revision: int) -> bool:
+        """Whether all up to a revision has been seen."""
+        return self.next is not None and self.next > revision
+
+    def in_words(self) -> str:
+        """Say where it goes on."""
+        return "" if self.next is None else f" from revision {self.next}"
 
 
 def _stream(instance: Admin, place: Place) -> Iterator[Event]:
-    """Yield one connection's events, bookmarks left out, and keep the place."""
+    """Yield one connection's revisions, and keep the place."""
     headers = {} if place.last is None else {"Last-Event-ID": str(place.last)}
-    query = {"from": str(place.next)}
+    query = {} if place.next is None else {"from": str(place.next)}
     with instance.stream("/v1/events", query, headers, SILENCE_SECONDS_MAX) as response:
         for event in events_of(response):
+            place.note(event)
             if event.kind == CLOSED:
-                raise StreamEndedError(str(event.plain.get("reason") or "the instance closed it"))
-            if event.number is not None:
-                place.passed(event.number)
-            if event.kind != BOOKMARK:
+                plain = event.plain
+                raise StreamEndedError(str(plain.get("detail") or plain.get("reason")))
+            if event.kind not in (CREATED, BOOKMARK):
                 yield event
 
 
@@ -145,9 +163,28 @@ def lines_of(event: Event) -> Iterator[str]:
     at = plain.get("at")
     when = "-" if not at else datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
     by = whose(plain.get("by") or {})
-    for what in plain.get("changes") or [plain.get("command") or event.kind]:
-        said = what if isinstance(what, str) else json.dumps(what, ensure_ascii=False)
-        yield f"{event.number or '-':>6}  {when}  {said}  {by}".rstrip()
+    said = [_change(each) for each in plain.get("changes") or []] or [_kind(plain)]
+    for what in said:
+        yield f"{event.number or '-':>6}  {when}  {what}  {by}".rstrip()
+
+
+def _change(plain: dict[str, Any]) -> str:
+    backend = plain.get("backend") or {}
+    now = [f"{field} {_shown(backend.get(field))}" for field in plain.get("fields") or []]
+    if plain["what"] == "added" and backend.get("weight", 1) != 1:
+        now.append(f"weight {backend['weight']}")
+    said = f"{plain['upstream']}: {plain['key']} {plain['what']}"
+    return f"{said}: {', '.join(now)}" if now else said
+
+
+def _kind(plain: dict[str, Any]) -> str:
+    """Say what an event is about that changed no backend: a member, an upstream, a level."""
+    about = plain.get("member") or plain.get("upstream") or ""
+    return f"{plain.get('kind') or 'changed'} {about}".rstrip()
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def whose(by: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ class StreamEndedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One frame. `number` is the last id seen, its own or an earlier one's."""
+    """One frame. `number` is its id, where it has one."""
 
     kind: str
     number: int | None
@@ -32,7 +32,7 @@ def events_of(response: http.client.HTTPResponse) -> Iterator[Event]:
         if line == "":
             if data:
                 yield Event(kind, number, _object(data))
-            kind, data = "message", ""
+            kind, number, data = "message", None, ""
             continue
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
