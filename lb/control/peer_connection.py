@@ -110,7 +110,8 @@ class House(Protocol):
 
 class PeerConnection(asyncio.Protocol):
     """
-    One end. `opening` is done, once and without an error, when it is open or over.
+    One end. `opening` is done when it is open or ended, `finished` when it has ended, `over` when
+    its socket is closed too; none of them with an error.
 
     Groups of methods: what the loop calls, what `Peers` and methods call, what frames do.
     """
@@ -134,6 +135,7 @@ class PeerConnection(asyncio.Protocol):
         self.where = where
         self.names: tuple[str, ...] = ()  # Of its certificate, where there is TLS.
         self.opening: asyncio.Future[None] = self._loop.create_future()
+        self.finished: asyncio.Future[None] = self._loop.create_future()
         self.over: asyncio.Future[None] = self._loop.create_future()
         self.born = self._loop.time()
         self.last_byte = self.born
@@ -184,6 +186,9 @@ class PeerConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell everybody who waits."""
+        if error is not None and self.state is State.GREETING:
+            # The other side of TLS likes our certificate less than we like its.
+            self.end(Refusal("lost", f"the connection broke: {error}"))
         self.end(self.reason)
         self._transport = None
         if not self.over.done():
@@ -313,6 +318,7 @@ class PeerConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
         self._house.ended(self, reason)
+        self.finished.set_result(None)
         if not self.opening.done():
             self.opening.set_result(None)
 

@@ -17,8 +17,6 @@ Not here: what messages mean, and who is a member. `admits` says whom we talk to
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import logging
 import os
 import random
@@ -37,6 +35,7 @@ from lb.control.peer_connection import (
     Plain,
     State,
 )
+from lb.control.peer_entrance import Entrance, is_loopback
 from lb.control.peer_handshake import (
     BOOT_BYTES,
     NONCE_BYTES,
@@ -72,16 +71,10 @@ log = logging.getLogger(__name__)
 Method = Callable[[Claim, Plain], Awaitable[Plain]]
 
 OPEN_METHODS: Final = frozenset({"who", "join", "invite"})  # For who is no member of our group.
-GREETING_SECONDS: Final = 5.0  # For TLS and the handshake together.
-DIAL_SECONDS: Final = 2.0  # The same for those we dial, connecting included.
-UNKNOWN_MAX: Final = 32  # Connections that have not proved anything yet.
+DIAL_SECONDS: Final = 2.0  # To connect, shake hands and be ready.
 CALLERS_MAX: Final = 64  # Connections made for a call or two.
 RUNNING_MAX: Final = 256  # Calls that we carry out at a time.
 RUNNING_SECONDS: Final = 60.0
-ACCEPTS_MAX: Final = 16  # In one turn of the loop.
-RATE: Final = 50.0  # New connections a second from one address,
-BURST_MAX: Final = 100  # after so many at once.
-SOURCES_MAX: Final = 1024  # Addresses that are counted.
 SAID_MAX: Final = 1024  # Causes that were logged and are not logged again.
 LOOK: Final = 0.25  # Seconds from look to look at all connections.
 PING: Final = 0.5
@@ -146,21 +139,21 @@ class Peers:
         self._rng = rng or random.Random()
         self._loop = asyncio.get_running_loop()
         self._boot = os.urandom(BOOT_BYTES)
-        self._sockets: list[socket.socket] = []
+        self._entrance = Entrance(security, self._answer_from, self._say)
         self._links: dict[int, _Link] = {}
         self._answered: dict[int, PeerConnection] = {}  # The newest that each member dialled.
         self._ways: dict[int, PeerConnection] = {}  # What `send` uses.
         self._all: set[PeerConnection] = set()
         self._expected: dict[PeerConnection, tuple[int, str]] = {}  # Whom we dialled.
-        self._greeting: set[asyncio.Task[None]] = set()  # Accepted, not open yet.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running = 0
-        self._rates: dict[str, tuple[float, float]] = {}
         self._said: dict[tuple[str, str], None] = {}
-        self._refusals: dict[int, str] = {}
+        self._refusals: dict[int, PeerRefused] = {}
         self._looked_at = self._loop.time()
         self._pinged_at = self._looked_at
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(LOOK, self._look)
+        if security.mode is Mode.TLS:
+            self._start(self._watch_files())
 
     # What a replica and a controller call
 
@@ -170,34 +163,23 @@ class Peers:
         return {member: self._standing(member, way) for member, way in self._ways.items()}
 
     @property
-    def refusals(self) -> Mapping[int, str]:
-        """Why members refused us, in their own words, each proved to be that member's."""
-        return dict(self._refusals)
+    def refusals(self) -> Mapping[int, PeerRefused]:
+        """Why members to meet refuse us, in their own words, each proved to be that member's."""
+        return {member: why for member, why in self._refusals.items() if member in self._links}
 
     async def open(self, sock: socket.socket) -> None:
         """Serve on a listening socket, which is ours from now on."""
-        sock.setblocking(False)
-        if self._security.mode is Mode.NONE and not _is_loopback(sock.getsockname()[0]):
-            sock.close()
-            raise OperatorError(
-                "the group listens beyond this machine with neither TLS nor a secret",
-                "set `group.tls` or `group.secret`, or listen on 127.0.0.1",
-            )
-        self._sockets.append(sock)
-        self._loop.add_reader(sock.fileno(), self._accept, sock)
+        self._entrance.open(sock)
 
     async def close(self) -> None:
         """Let go of everything, and return when it is gone."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for sock in self._sockets:
-            self._loop.remove_reader(sock.fileno())
-            sock.close()
-        self._sockets.clear()
+        await self._entrance.close()
         tasks = [link.task for link in self._links.values() if link.task is not None]
         self._links.clear()
-        leaving = [*tasks, *self._greeting, *self._tasks]
+        leaving = [*tasks, *self._tasks]
         for task in leaving:
             task.cancel()
         for connection in list(self._all):
@@ -279,9 +261,9 @@ class Peers:
     def opened(self, connection: PeerConnection) -> None:
         """Use a connection from now on."""
         member = connection.peer.member
+        self._forget_said(connection.peer.name, connection.where)
         if connection.purpose is not Purpose.LINK:
             return
-        self._forget_said(connection.peer.name)
         link = self._links.get(member)
         if connection.dialled:
             self._refusals.pop(member, None)
@@ -325,14 +307,17 @@ class Peers:
         """Do without a connection."""
         if reason is not None:
             self._tell(connection, reason)
-            if reason.heard and connection.proved and connection.greeted:
-                self._refusals[connection.peer.member] = reason.message
+            if reason.heard and connection.proved and connection.peer.member in self._links:
+                why = PeerRefused(reason.code, reason.message, reason.hint)
+                self._refusals[connection.peer.member] = why
         if not connection.greeted:
             return
         member = connection.peer.member
         link = self._links.get(member)
         if link is not None and link.connection is connection:
             link.connection = None
+            if reason is None:
+                log.info("the connection to %s ended", link.name)
         if self._answered.get(member) is connection:
             del self._answered[member]
         self._choose(member)
@@ -348,13 +333,13 @@ class Peers:
                     expected = link.member, link.name
                     connection = await self._dial(link.address, Purpose.LINK, expected)
             except TimeoutError:
-                self._cannot(link, "no answer")
+                self._cannot(link, f"{link.address}: no answer")
             except (PeerUnreachable, OperatorError) as error:
                 self._cannot(link, error.message)
             except PeerRefused:
                 pass  # `ended` has told, or it was none of anybody's business.
             else:
-                await asyncio.shield(connection.over)
+                await asyncio.shield(connection.finished)
                 if connection.ended_at - connection.born >= STOOD:
                     pause = RETRY_FIRST
             link.nudge.clear()
@@ -405,7 +390,7 @@ class Peers:
         except OSError as error:
             raise PeerUnreachable(f"{place.host}: {error.strerror or error}") from None
         found = [(host, place.port) for host in dict.fromkeys(str(info[4][0]) for info in infos)]
-        if self._security.mode is Mode.NONE and not all(_is_loopback(host) for host, _ in found):
+        if self._security.mode is Mode.NONE and not all(is_loopback(host) for host, _ in found):
             raise OperatorError(
                 f"{address} is beyond this machine, and there is neither TLS nor a secret",
                 "set `group.tls` or `group.secret`",
@@ -419,69 +404,6 @@ class Peers:
         finally:
             connection.end()
 
-    # Answering
-
-    def _accept(self, sock: socket.socket) -> None:
-        for _ in range(ACCEPTS_MAX):
-            try:
-                arrived, place = sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    continue  # That one is gone already.
-                self._say("accept", "", f"cannot accept members: {error.strerror}")
-                self._loop.remove_reader(sock.fileno())
-                self._loop.call_later(1.0, self._accept_again, sock)
-                return
-            if why := self._turned_away(place[0]):
-                arrived.close()
-                self._say(why, place[0], f"connections from {place[0]} are turned away: {why}")
-                continue
-            arrived.setblocking(False)
-            task = self._start(self._greet(arrived, place[0]))
-            self._greeting.add(task)
-            task.add_done_callback(self._greeting.discard)
-
-    def _accept_again(self, sock: socket.socket) -> None:
-        if sock in self._sockets:
-            self._loop.add_reader(sock.fileno(), self._accept, sock)
-
-    def _turned_away(self, host: str) -> str:
-        """Say why nobody listens to a new connection, or nothing."""
-        if self._security.mode is Mode.NONE and not _is_loopback(host):
-            return "they are from beyond this machine"
-        if len(self._greeting) >= UNKNOWN_MAX:
-            return f"{UNKNOWN_MAX} others have not said who they are yet"
-        now = self._loop.time()
-        left, since = self._rates.pop(host, (float(BURST_MAX), now))
-        left = min(float(BURST_MAX), left + (now - since) * RATE)
-        self._rates[host] = (max(0.0, left - 1.0), now)
-        while len(self._rates) > SOURCES_MAX:
-            del self._rates[next(iter(self._rates))]
-        return "" if left >= 1.0 else f"more than {RATE:g} a second"
-
-    async def _greet(self, sock: socket.socket, host: str) -> None:
-        """See a new connection through its handshake, or to its end."""
-        connection: PeerConnection | None = None
-        try:
-            async with asyncio.timeout(GREETING_SECONDS):
-                _, connection = await self._loop.connect_accepted_socket(
-                    lambda: self._make(Answerer, Purpose.LINK, host),
-                    sock,
-                    ssl=self._security.server,
-                )
-                await asyncio.shield(connection.opening)
-        except TimeoutError:
-            self._say("slow", host, f"{host} did not say who it is within {GREETING_SECONDS:g} s")
-        except OSError as error:  # TLS that fails is one too.
-            self._say("tls", host, f"no TLS with {host}: {error}")
-        finally:
-            if connection is None:
-                sock.close()
-            elif connection.state is not State.OPEN and connection.reason is None:
-                connection.abort()
-
     def _make(
         self, kind: type[Dialer] | type[Answerer], purpose: Purpose, where: str
     ) -> PeerConnection:
@@ -489,6 +411,9 @@ class Peers:
         nonce = os.urandom(NONCE_BYTES)
         ours = Ourselves(self._claim(), security.mode, security.secrets, self._boot, nonce)
         return PeerConnection(self, kind(ours), purpose, where)
+
+    def _answer_from(self, host: str) -> PeerConnection:
+        return self._make(Answerer, Purpose.LINK, host)
 
     def _gone(self, connection: PeerConnection) -> None:
         self._all.discard(connection)
@@ -558,6 +483,19 @@ class Peers:
         ):
             connection.end()  # Made under what we are no more; who dialled it does so again.
 
+    async def _watch_files(self) -> None:
+        """Take up new certificates by themselves; connections that stand are left alone."""
+        while True:
+            await asyncio.sleep(FILES_EVERY)
+            try:
+                changed = await asyncio.to_thread(self._security.reload)
+            except OperatorError as error:
+                self._say("files", "", f"the group's TLS stays as it was: {error.message}")
+                continue
+            self._forget_said("")
+            if changed:
+                log.info("the group's certificates were read again")
+
     def _review(self, connection: PeerConnection) -> None:
         """Ask again whether we want to know a peer: members change."""
         if connection.state is State.OPEN and (why := self._admits(connection.peer)):
@@ -605,15 +543,16 @@ class Peers:
     # Telling, once for each cause and peer
 
     def _cannot(self, link: _Link, why: str) -> None:
-        self._say("unreachable", link.name, f"cannot reach {link.name} at {link.address}: {why}")
+        self._say("unreachable", link.name, f"cannot reach {link.name}: {why}")
 
     def _tell(self, connection: PeerConnection, reason: Refusal) -> None:
         if reason.code == "no-member":
             return
         # Before a proof a name is only a word, and one can make up many.
-        name = connection.peer.name if connection.proved else ""
-        who = name or connection.where
-        text = f"{who} refuses us: {reason.message}" if reason.heard else f"{who}: {reason.message}"
+        said = connection.peer.name if connection.greeted else ""
+        who = said if connection.proved else connection.where
+        shown = who if who == said or not said else f"{who}, which says it is {said}"
+        text = f"{shown} {'refuses us' if reason.heard else 'is refused'}: {reason.message}"
         self._say(reason.code, who, text + (f" ({reason.hint})" if reason.hint else ""))
 
     def _say(self, cause: str, who: str, text: str) -> None:
@@ -624,11 +563,7 @@ class Peers:
         self._said[cause, who] = None
         log.warning("%s", text)
 
-    def _forget_said(self, who: str) -> None:
+    def _forget_said(self, *who: str) -> None:
         """All is well with a peer: what comes next is news again."""
-        for key in [key for key in self._said if key[1] == who]:
+        for key in [key for key in self._said if key[1] in who]:
             del self._said[key]
-
-
-def _is_loopback(host: str) -> bool:
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
