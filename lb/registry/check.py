@@ -26,7 +26,7 @@ from lb.registry.commands import (
     Restore,
     SyncFile,
 )
-from lb.registry.values import BACKENDS_MAX, Said
+from lb.registry.values import BACKENDS_MAX, Entry, Said
 
 WEIGHT_MAX = 1_000
 TTL_MIN = 5  # Seconds: a shorter lease would end by a change of leaders.
@@ -66,7 +66,7 @@ def check_command(command: Command) -> Refusal | None:
         case PatchUpstream():
             return _check_edits(command.edits)
         case ApplyFile() | SyncFile():
-            return _check_said(command.said or ())
+            return check_said(command.said or ())
         case _:
             return None
 
@@ -83,6 +83,33 @@ def check_address(address: str) -> Refusal | None:
             f'"{_shown(address)}" is not an address of a backend',
             'write "host:port", "[ipv6]:port", "https://host:port" or "unix:/path"',
         )
+    return None
+
+
+def check_entry(entry: Entry) -> Refusal | None:
+    """Return what is wrong with a backend that came from outside, as a whole, or None."""
+    if entry.name is not None and not is_name(entry.name):
+        return _invalid(f'"{_shown(entry.name)}" is not a name of a backend')
+    if type(entry.backup) is not bool or None in entry.labels.values() or entry.ttl == 0:
+        return _invalid(f"{_shown(entry.key)} has a field of another form")
+    fields = Fields(address=entry.address, weight=entry.weight, labels=entry.labels, ttl=entry.ttl)
+    return _check_fields(fields)
+
+
+def check_said(said: Iterable[Said]) -> Refusal | None:
+    """Return what is wrong with a file's list of backends, or None."""
+    seen: set[str] = set()
+    for backend in said:
+        if backend.name is not None and not is_name(backend.name):
+            return _invalid(f'"{_shown(backend.name)}" is not a name of a backend')
+        problem = _first(check_address(backend.address), _check_weight(backend.weight))
+        if problem:
+            return problem
+        if backend.key in seen:
+            return _invalid(f"{backend.key} is in the list twice")
+        seen.add(backend.key)
+    if len(seen) > BACKENDS_MAX:
+        return Refusal(Code.TOO_MANY, f"an upstream has at most {BACKENDS_MAX} backends")
     return None
 
 
@@ -204,22 +231,6 @@ def _check_edits(edits: tuple[tuple[str, Fields | None], ...]) -> Refusal | None
         problem = _first(_check_key(key), None if fields is None else _check_fields(fields))
         if problem:
             return problem
-    return None
-
-
-def _check_said(said: Iterable[Said]) -> Refusal | None:
-    seen: set[str] = set()
-    for backend in said:
-        if backend.name is not None and not is_name(backend.name):
-            return _invalid(f'"{_shown(backend.name)}" is not a name of a backend')
-        problem = _first(check_address(backend.address), _check_weight(backend.weight))
-        if problem:
-            return problem
-        if backend.key in seen:
-            return _invalid(f"{backend.key} is in the list twice")
-        seen.add(backend.key)
-    if len(seen) > BACKENDS_MAX:
-        return Refusal(Code.TOO_MANY, f"an upstream has at most {BACKENDS_MAX} backends")
     return None
 
 

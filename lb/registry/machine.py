@@ -36,6 +36,7 @@ from lb.registry.commands import (
 )
 from lb.registry.draft import Draft, RefusedError
 from lb.registry.expiry import judge_due
+from lb.registry.restore import restore
 from lb.registry.values import (
     BACKENDS_MAX,
     UPSTREAMS_MAX,
@@ -73,6 +74,7 @@ def apply(registry: Registry, command: Command, term: int = 0) -> tuple[Registry
 
 
 def _apply_once(registry: Registry, command: Command, term: int) -> tuple[Registry, Reply]:
+    gone: list[str] = []  # Upstreams that a restore takes out.
     try:
         if refusal := check_command(command):
             raise RefusedError(refusal.code, refusal.detail, refusal.hint)
@@ -84,10 +86,11 @@ def _apply_once(registry: Registry, command: Command, term: int) -> tuple[Regist
             case RaiseLevel():
                 return _raise_level(registry, command)
             case Restore():
-                raise RefusedError(Code.NOT_SUPPORTED, "restore is not yet supported")
+                stamp = Changed(command.by, registry.revision + 1, command.at)
+                drafts, gone = restore(registry, command, stamp)
             case _:
                 drafts = [_draft(registry, command)]
-        return _settle(registry, command, drafts)
+        return _settle(registry, command, drafts, gone)
     except RefusedError as error:
         return registry, Reply(Outcome.REFUSED, registry.revision, refusal=error.refusal)
 
@@ -258,30 +261,35 @@ def _expire(registry: Registry, command: ExpireLeases, term: int) -> list[Draft]
     return drafts
 
 
-def _settle(registry: Registry, command: Command, drafts: list[Draft]) -> tuple[Registry, Reply]:
+def _settle(
+    registry: Registry, command: Command, drafts: list[Draft], gone: list[str]
+) -> tuple[Registry, Reply]:
     """Judge the end state, then make it the registry's in one revision."""
-    changes = {draft.name: draft.changes() for draft in drafts}
-    for draft in drafts:
-        _require_room(registry, draft)
-        if not isinstance(command, ExpireLeases):  # That has a guard of its own.
+    _require_room(registry, drafts, gone)
+    if not isinstance(command, ExpireLeases):  # That has a guard of its own.
+        for draft in drafts:
             _require_enough(command, draft)
-    revision = registry.revision + any(draft.new or changes[draft.name] for draft in drafts)
+    changes = {draft.name: draft.changes() for draft in drafts}
+    is_new = any(draft.new or changes[draft.name] for draft in drafts) or bool(gone)
+    revision = registry.revision + is_new
     stamp = Changed(command.by, revision, command.at)
     after = {draft.name: draft.finish(changes[draft.name], stamp) for draft in drafts}
-    if any(after[draft.name] is not draft.before for draft in drafts):
-        registry = replace(
-            registry,
-            revision=revision,
-            upstreams={**registry.upstreams, **after},
-            granted=drafts[-1].granted,
-        )
+    for name in gone:
+        keys = registry.upstreams[name].backends
+        changes[name] = tuple(Change(key, "removed") for key in keys)
+    if gone or any(after[draft.name] is not draft.before for draft in drafts):
+        upstreams = {**registry.upstreams, **after}
+        for name in gone:
+            del upstreams[name]
+        granted = max(draft.granted for draft in drafts) if drafts else registry.granted
+        registry = replace(registry, revision=revision, upstreams=upstreams, granted=granted)
     seen = tuple(
         change if command.upstream else replace(change, upstream=name)
         for name, each in changes.items()
         for change in each
     )
     if isinstance(command, ABOUT_NONE):
-        outcome = Outcome.CHANGED if seen else Outcome.UNCHANGED
+        outcome = Outcome.CHANGED if is_new else Outcome.UNCHANGED
         return registry, Reply(outcome, revision, changes=seen)
     (draft,) = drafts
     return registry, Reply(
@@ -329,15 +337,17 @@ def _require_match(command: Command, upstream: UpstreamEntry, key: str | None) -
     )
 
 
-def _require_room(registry: Registry, draft: Draft) -> None:
-    if draft.size > BACKENDS_MAX:
-        raise RefusedError(
-            Code.TOO_MANY, f"{draft.name} would have more than {BACKENDS_MAX} backends"
-        )
-    if draft.new and len(registry.upstreams) >= UPSTREAMS_MAX:
+def _require_room(registry: Registry, drafts: list[Draft], gone: list[str]) -> None:
+    for draft in drafts:
+        if draft.size > BACKENDS_MAX:
+            raise RefusedError(
+                Code.TOO_MANY, f"{draft.name} would have more than {BACKENDS_MAX} backends"
+            )
+    new = sum(draft.new for draft in drafts)
+    if new and len(registry.upstreams) + new - len(gone) > UPSTREAMS_MAX:
         raise RefusedError(
             Code.TOO_MANY,
-            f"the registry already has {UPSTREAMS_MAX} upstreams",
+            f"the registry already has {len(registry.upstreams)} upstreams",
             "`lb upstream remove` those that no config names any more",
         )
 
