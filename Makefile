@@ -9,7 +9,7 @@ TEST_PACKAGES := nginx-light haproxy wrk curl chromium
 BENCH_PACKAGES := nginx-light haproxy caddy wrk
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-group test lint types fmt transcripts bench load clean simulate mutants soak test-packages bench-packages
+.PHONY: help run demo demo-group test lint types fmt transcripts bench bench-group load clean simulate mutants soak test-packages bench-packages bench-group-packages
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -31,8 +31,9 @@ simulate: $(VENV)/.installed-dev ## Break a group in every way: SEED=7, or SECON
 mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulator must catch each
 	PYTHONPATH=tests $(BIN)/python -m simulator.mutants
 
-soak: $(VENV)/.installed-dev ## The simulator's tests for ten minutes and with all mutants
+soak: $(VENV)/.installed-dev ## The simulator for ten minutes with all mutants, then real instances under fire for ten
 	SIMULATOR_SECONDS=600 $(BIN)/python -m pytest tests/simulator
+	CHAOS_SECONDS=600 CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
 
 lint: $(VENV)/.installed-dev ## Check style, format and spelling
 	$(BIN)/ruff check
@@ -51,6 +52,9 @@ transcripts: $(VENV)/.installed-dev ## Write what the consensus core does now in
 
 bench: $(VENV)/.installed bench-packages ## Accord beside nginx, HAProxy and Caddy; about six minutes
 	$(BIN)/python bench/compare.py --out out/compare.md
+
+bench-group: $(VENV)/.installed bench-group-packages ## A group of three beside etcd's; about six minutes
+	$(BIN)/python bench/group.py --out out/group.md
 
 load: $(VENV)/.installed-bench ## Locust against the demo; leaves out/load.html
 	$(BIN)/python bench/load.py
@@ -86,6 +90,9 @@ $(BIN)/pip:
 
 test-packages:
 	@$(call programs,nginx haproxy wrk curl chromium) || $(call apt,$(TEST_PACKAGES))
+
+bench-group-packages:
+	@$(call programs,etcd) || $(call apt,etcd-server)
 
 bench-packages:
 	@$(call programs,nginx haproxy caddy wrk) || $(call apt,$(BENCH_PACKAGES))
