@@ -31,13 +31,15 @@ from lb.control.certificates import CertificateStore
 from lb.control.data_dir import DataDirLock, lock_data_dir, settle_name
 from lb.control.desk import Check, Standing, WorkerStanding
 from lb.control.file_memory import FileMemory
+from lb.control.group import Group
+from lb.control.group_desk import GroupDesk
+from lb.control.peers import Claim, Plain
 from lb.control.in_force import PART, InForce
 from lb.control.probe import Asker
 from lb.control.prober import Prober, subjects_of
 from lb.control.publisher import Publisher
 from lb.control.reloader import Hands, Reloader, addresses_of, in_one_line
 from lb.control.resolver import Resolver, names_of
-from lb.control.store import FileStore
 from lb.control.supervising import Supervising
 from lb.control.watcher import CHANGED, Watcher
 from lb.edition import Composer, Edition, FormatError, Resolved, Sources, unpack
@@ -52,6 +54,10 @@ CHECKS_PART = "control/checks"
 NAMES_PART = "control/names"
 FIRST_ANSWERS_SECONDS = 2.0  # A name that takes longer has no address in the first edition.
 TASKS_MAX = 1024
+DISK_FAILED = (
+    "the disk failed while the log was written, so what can be read of it may not be there: "
+    "mend the disk, remove raft/ in the data_dir, and restart"
+)
 SILENT_SECONDS = 1.0  # From the end of a worker's stream to its replacement, if it still runs.
 
 
@@ -107,25 +113,42 @@ class Controller:
         kept = _kept_edition(fds)
         self._in_force = await self._config_to_start_with(kept)
         config = self._in_force.loaded.config
-        await self._open_data_dir(config)
+        await self._open_data_dir(config, welcome["disk_failed"])
         self._certificates = CertificateStore(wall_time, self._certificates_changed)
         if kept is not None:
             self._certificates.restore(kept.parts)
         await self._certificates.prepare(config, lenient=True)
         self._build(config, kept)
         await self._resolver.first_answers(FIRST_ANSWERS_SECONDS)
-        await self._reloader.start()
+        if self._group.has_leader:
+            await self._reloader.start()
+        else:
+            self._spawn(self._propose_file())  # Nobody's traffic waits for a group to agree.
         addresses = addresses_of(config)
         await self._supervising.ensure(addresses)
         own = [config.admin.address, *([config.admin.probe] if config.admin.probe else [])]
-        socks = await self._supervising.own(own)
+        listen = [config.group.listen] if config.group else []
+        socks = await self._supervising.own([*own, *listen])
         held = {address for address, own in welcome["held"].items() if not own}
         self._supervising.forget(held - set(addresses))
         self._publisher.publish()
         self._begun = True
         for message, descriptors in self._early:
             self._told(message, descriptors)
-        await self._open_admin(socks)
+        await self._open_admin(socks[: len(own)])
+        await self._meet_group(socks[-1] if listen else None)
+
+    async def _propose_file(self) -> None:
+        await self._reloader.start()
+
+    async def _meet_group(self, sock: socket.socket | None) -> None:
+        """Let the other members find us, and find them."""
+
+        async def standing(_: Claim, __: Plain) -> Plain:
+            return self._group_desk.news()
+
+        methods = {**self._group_desk.methods(), "standing": standing}
+        await self._group.serve(sock, methods)
 
     async def _config_to_start_with(self, kept: Edition | None) -> InForce:
         """Take what was in force; only an instance that starts reads its file."""
@@ -139,14 +162,16 @@ class Controller:
         daemonlog.adopt(in_force.loaded.config.log.model_dump())
         return in_force
 
-    async def _open_data_dir(self, config: Config) -> None:
+    async def _open_data_dir(self, config: Config, disk_failed: bool) -> None:
         folder = config.node.data_dir
         self._lock = await asyncio.to_thread(lock_data_dir, folder)
         self._name, warning = settle_name(folder, config.node.name)
         if warning:
             log.warning("%s", warning)
-        self._store = FileStore.open(folder)
-        self._closers.append(self._store.close)
+        self._group = Group(folder, self._name, lambda: self.config.group, wall_time)
+        self._group_desk = GroupDesk(self._group)
+        self._closers.append(self._group.close)
+        await self._group.open(DISK_FAILED if disk_failed else "")
         self._memory = FileMemory.open(folder)
         if self._memory.warning:
             log.warning("%s", self._memory.warning)
@@ -161,7 +186,7 @@ class Controller:
             self._prober.restore(orjson.loads(kept.parts.get(CHECKS_PART, b"{}")))
             self._resolver.restore(orjson.loads(kept.parts.get(NAMES_PART, b"{}")))
         self._publisher = Publisher(
-            Composer(self._name, via_of(self._store.registry.id, self._name)),
+            Composer(self._name, via_of(self._group.registry.id, self._name)),
             self._sources,
             self._supervising.keep,
             self._control_parts,
@@ -169,13 +194,13 @@ class Controller:
         )
         parse = functools.partial(parse_in_child, self._path)
         self._watcher = Watcher(parse, self._disk_changed)
-        self._store.subscribe(self._registry_changed)
+        self._group.subscribe(self._registry_changed)
         self._closers += [asker.close, self._prober.close, self._resolver.close]
         hands = Hands(
             parse=self._parse_and_prepare,
             adopt=self._adopt,
             sockets=self._supervising,
-            store=self._store,
+            store=self._group,
             memory=self._memory,
             publisher=self._publisher,
             resolver=self._resolver,
@@ -209,12 +234,15 @@ class Controller:
             config.node.drain,
             config.log.model_dump(),
         )
+        self._group.adopt()
         self._watcher.follow(in_force.loaded.files, in_force.loaded.digest)
         self._certificates.follow(config)
         self._backends_changed()
 
     async def _close(self) -> None:
         """End what was begun, as far as it got; the lock last."""
+        if self._begun:
+            await self._group.hand_over()  # Before anything else: others wait for a leader.
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -323,7 +351,7 @@ class Controller:
         return Sources(
             config=self._in_force.loaded.config,
             generation=self._in_force.generation,
-            registry=self._store.registry,
+            registry=self._group.registry,
             verdicts=self._prober.verdicts,
             resolved=self._resolver.resolved,
             certificates=self._certificates.current,
@@ -346,7 +374,7 @@ class Controller:
 
     def _backends_changed(self) -> None:
         """Probe and resolve what is there now, and tell the workers."""
-        config, registry = self._in_force.loaded.config, self._store.registry
+        config, registry = self._in_force.loaded.config, self._group.registry
         self._resolver.watch(names_of(config, registry))
         self._prober.update(
             subjects_of(config, registry, self._resolver.resolved, self._certificates.context)
@@ -375,9 +403,14 @@ class Controller:
         return self._in_force.loaded.config
 
     @property
-    def store(self) -> FileStore:
+    def store(self) -> Group:
         """The registry."""
-        return self._store
+        return self._group
+
+    @property
+    def group(self) -> GroupDesk:
+        """What operators ask of the group."""
+        return self._group_desk
 
     @property
     def edition(self) -> Edition:
@@ -426,6 +459,8 @@ class Controller:
         """Say why no traffic should come here; nothing if it should."""
         if self._stopping:
             return "stopping"
+        if self._group.is_removed:
+            return "removed from its group"
         behind = [each.slot for each in self._standings() if not each.up or each.edition == 0]
         if behind or not self._standings():
             return f"not serving yet: worker {', '.join(map(str, behind)) or 'none'}"

@@ -35,12 +35,7 @@ MANY_BOOLS: dict[str, str] = {
     "lb/proxy/exchange.py Exchange": "its Step is an Enum; these are facts of the two messages",
     "lb/proxy/trying.py Trying": "its Step is an Enum; these are facts of the present try",
 }
-AWAITED: dict[str, str] = {  # Modules whose user comes with the next part, with all they need.
-    "lb.control.storage_thread": "a replica's hands, which come with the group",
-    "lb.control.drive": "a replica's loop, likewise; the simulator has one of its own",
-    "lb.raft.codec": "what members tell each other, likewise",
-    "lb.control.peers": "the connections between members, likewise",
-}
+AWAITED: dict[str, str] = {}  # Modules whose user comes with the next part.
 BROAD_EXCEPTS: dict[str, str] = {
     "lb/control/admin_guard.py answer_errors": "a bug becomes a logged 500, never a dead admin",
 }

@@ -14,16 +14,15 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lb import __version__
 from lb.build import BUILD
 from lb.config.schema import Group as GroupConfig
-from lb.control.disk import Disk, UnsettledError
 from lb.control.duties import LEVEL, Duties, Wish
-from lb.control.forming import Answer, Found, Join, Wait, decide
+from lb.control.founding import Founding
 from lb.control.last_good import LastGood
 from lb.control.peers import (
     PROTOCOL,
@@ -35,24 +34,19 @@ from lb.control.peers import (
     PeerUnreachable,
     Security,
 )
-from lb.control.recovery import Recovered
 from lb.control.replica import Outside, Replica
-from lb.control.seat import Seat, SeatFiles, Standing, new_group, new_member
+from lb.control.seat import Seat, SeatFiles, Standing
 from lb.control.state_machine import Applied
-from lb.control.storage import Storage
 from lb.control.store import (
-    REGISTRY_FILE,
-    DamagedRegistryError,
     NoQuorum,
     OnChange,
     RefusedError,
     UnknownOutcome,
-    read_registry_file,
 )
 from lb.control.wal import DamagedLog
 from lb.errors import AccordError
 from lb.raft.messages import NOBODY, SoftState
-from lb.registry import By, Changed, Command, Member, Registry, Reply
+from lb.registry import Command, Registry, Reply
 
 log = logging.getLogger(__name__)
 
@@ -96,16 +90,13 @@ class Group:
         self.peers: Peers | None = None
         self.seat: Seat | None = None
         self.trouble: Trouble | None = None
-        self.waiting = Wait()
+        self.founding = Founding(self, data_dir)
+        self.kept: Registry | None = None  # The last good one, while it is more than the log has.
         self.news: dict[str, Plain] = {}  # What each other member last said of itself.
         self.leader_changes = 0
         self.leader_lost_at: float | None = None
-        self.found_now = False  # An operator said so.
-        self.invited = ""  # The address of a leader who wants us.
         self.own_news: Callable[[], Plain] = dict  # What we say to others of ourselves.
-        self._folder = Path(data_dir)
         self._last_good = LastGood(data_dir)
-        self._kept: Registry | None = None
         self._shown = Registry(id="")
         self._leader = NOBODY
         self._rung: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -125,7 +116,7 @@ class Group:
         `failed_disk`: how the disk failed under a former controller. What can be read back then
         may never have reached the disk. StartError: this data_dir can't be used at all.
         """
-        self._kept = await asyncio.to_thread(self._last_good.read)
+        self.kept = await asyncio.to_thread(self._last_good.read)
         self._show()
         self.seat = await asyncio.to_thread(self._take_seat)
         if self.seat is not None and self.seat.standing is Standing.MEMBER:
@@ -133,13 +124,12 @@ class Group:
                 self._give_up("damaged", failed_disk)
                 return
             try:
-                opened = await asyncio.to_thread(self.files.open)
+                await self.begin()
             except DamagedLog as error:
                 self._give_up("damaged", f"{error.message}; {error.hint}")
                 return
-            self._begin(*opened)
         elif self._is_alone:
-            await self.found_group()
+            await self.founding.found(self.kept)
         if self._is_alone or self.registry.members.keys() <= {self._own_id}:
             await self.until(lambda: self.has_leader, LEAD_SECONDS_MAX)
 
@@ -155,7 +145,7 @@ class Group:
         self._meet()
         self._tasks.append(self._loop.create_task(self._gather_news()))
         if self.replica is None and self.trouble is None:
-            self._tasks.append(self._loop.create_task(self._form()))
+            self._tasks.append(self._loop.create_task(self.founding.run()))
 
     def adopt(self) -> None:
         """Go by the secret, or the files, that a new config names."""
@@ -225,8 +215,9 @@ class Group:
             self.files.discard_unfinished()
         return seat if seat.standing is Standing.JOINING else None
 
-    def _begin(self, storage: Storage, recovered: Recovered) -> None:
-        """Take part, from what the log holds."""
+    async def begin(self) -> None:
+        """Take part, from what the log holds. DamagedLog: that can't be trusted."""
+        storage, recovered = await asyncio.to_thread(self.files.open)
         outside = Outside(
             send=self._send,
             reaches=self._reaches,
@@ -250,125 +241,6 @@ class Group:
         self.trouble = Trouble(state, detail)
         log.error("this instance takes no part in its group: %s", detail)
         self._loop.call_soon(self._changed)
-
-    # --- Founding and joining -----------------------------------------------------------------
-
-    async def found_group(self) -> None:
-        """Found a group, of what this instance has: its last good registry, or nothing."""
-        member = new_member()
-        before = self._kept or await asyncio.to_thread(self._old_registry)
-        if before is None:
-            before = Registry(id=new_group())
-        elif before is self._kept:
-            # It may have been behind: nobody may be given a revision a second time.
-            leap = before.revision + REVISION_LEAP
-            before = replace(before, id=new_group(), revision=leap)
-            log.warning("the log is gone: founding anew from the last good registry")
-        await self.begin_anew(before, member)
-
-    async def begin_anew(self, before: Registry, member: int) -> None:
-        """Make a registry that of a new group, whose one member we are."""
-        by = Changed(By(member=self.name, source="group"), before.revision, self.wall())
-        own = Member(member, self.name, self.address, voter=True, changed=by)
-        registry = replace(before, members={member: own}, removed=())
-        self._kept = None
-        self.seat = await asyncio.to_thread(self.files.found, before.id, registry, member)
-        self._begin(*await asyncio.to_thread(self.files.open))
-        self._set_aside_old_registry()
-        if self.config() is not None:
-            log.info("founded group %s", before.id)
-
-    def _old_registry(self) -> Registry | None:
-        """Read what an earlier version kept of an instance alone."""
-        try:
-            return read_registry_file(self._folder)
-        except DamagedRegistryError as error:
-            log.error("%s; going on without it", error.message)
-            return None
-
-    def _set_aside_old_registry(self) -> None:
-        old = self._folder / REGISTRY_FILE
-        if old.exists():
-            try:
-                Disk().rename(old, old.with_suffix(".taken-over"))
-            except (OSError, UnsettledError) as error:
-                log.warning("%s is of no more use and cannot be moved: %s", old, error)
-
-    async def _form(self) -> None:
-        """Ask the others until it is clear what to do, then found or join."""
-        while self.replica is None:
-            config = self.config()
-            assert config is not None
-            answers = await self._ask_who(config)
-            decision = decide(self.name, config.members, tuple(config.join), answers)
-            if self.found_now and not isinstance(decision, Join):
-                decision = Found()
-            match decision:
-                case Found():
-                    await self.found_group()
-                case Join():
-                    await self._join(decision)
-                case Wait():
-                    self._wait(decision)
-            if self.replica is None:
-                await asyncio.sleep(ASK_EVERY)
-        self.waiting = Wait()
-
-    def _wait(self, decision: Wait) -> None:
-        if decision != self.waiting:
-            why = f": {decision.why}" if decision.why else ""
-            log.info("forming a group: waiting for %s%s", ", ".join(decision.for_) or "you", why)
-        self.waiting = decision
-
-    async def _ask_who(self, config: GroupConfig) -> dict[str, Answer]:
-        """Ask every address that the file names, all at once."""
-        addresses = {address for name, address in config.members.items() if name != self.name}
-        addresses |= set(config.join) | ({self.invited} if self.invited else set())
-        answers: dict[str, Answer] = {}
-
-        async def ask(address: str) -> None:
-            said = await self._call(address, "who", {}, ASK_SECONDS_MAX)
-            if said is not None:
-                answers[address] = Answer(said["name"], said["group"], said["leader"])
-
-        await asyncio.gather(*(ask(address) for address in sorted(addresses)))
-        return answers
-
-    async def _join(self, decision: Join) -> None:
-        """Ask the leader to be taken in, under an id that nobody has had."""
-        if self.seat is None:
-            self.seat = Seat("", new_member(), Standing.JOINING)
-            await asyncio.to_thread(self.files.write, self.seat)
-        params = {"name": self.name, "address": self.address, "member": self.seat.member}
-        try:
-            assert self.peers is not None
-            said = await self.peers.call(decision.leader, "join", params, JOIN_SECONDS_MAX)
-        except PeerRefused as error:
-            if error.code == "removed":  # Of a former try, which was given up on meanwhile.
-                self.seat = None
-            self._wait(Wait((decision.leader,), f"{error.message}; {error.hint}"))
-            return
-        except (PeerUnreachable, PeerTimeout) as error:
-            self._wait(Wait((decision.leader,), error.message))
-            return
-        seat = replace(self.seat, group=said["group"])
-        self.seat = await asyncio.to_thread(self.files.join, seat)
-        self._begin(*await asyncio.to_thread(self.files.open))
-        assert self.peers is not None
-        others = [each for each in said["members"] if each[0] != self._own_id]
-        self.peers.meet({id_: (name, address) for id_, name, address in others})
-        log.info("joined group %s", self.seat.group)
-
-    async def _call(self, to: str, method: str, params: Plain, seconds: float) -> Plain | None:
-        """Ask somebody something; None if there is no answer."""
-        assert self.peers is not None
-        try:
-            return await self.peers.call(to, method, params, seconds)
-        except PeerRefused as error:
-            self.waiting = replace(self.waiting, why=error.message)
-            return None
-        except (PeerUnreachable, PeerTimeout):
-            return None
 
     # --- What others see ----------------------------------------------------------------------
 
@@ -422,7 +294,7 @@ class Group:
                 "ask another instance, or see docs/group.md",
             )
         if self.replica is None:
-            waiting = ", ".join(self.waiting.for_)
+            waiting = ", ".join(self.founding.waiting.for_)
             raise NoQuorum(
                 f"the group is still forming{f'; waiting for {waiting}' if waiting else ''}",
                 "start the others, or `lb group found`",
@@ -506,7 +378,7 @@ class Group:
 
     def _show(self) -> None:
         """Choose what is routed by: what the log says, or what was kept while that is behind."""
-        kept, replica = self._kept, self.replica
+        kept, replica = self.kept, self.replica
         if replica is None:
             if kept is not None:
                 self._shown = kept
@@ -516,7 +388,7 @@ class Group:
             ours.revision < kept.revision if ours.id == kept.id else ours.revision == 0
         )
         if kept is None or not behind:
-            self._kept = None
+            self.kept = None
             self._shown = ours
             self._last_good.keep(ours)
         else:
@@ -573,7 +445,7 @@ class Group:
     def _heed_refusals(self) -> None:
         """See whether the others took us out while we were not there to hear of it."""
         assert self.peers is not None
-        if any(why.startswith(REMOVED) for why in self.peers.refusals.values()):
+        if any(why.message.startswith(REMOVED) for why in self.peers.refusals.values()):
             self.note_removed()
 
     async def ask_all(self, method: str, params: Plain, seconds: float) -> Mapping[str, Plain]:

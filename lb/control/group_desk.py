@@ -15,10 +15,10 @@ from lb import __version__
 from lb.control.desk import GroupStanding, GroupState, MemberStanding
 from lb.control.desk import Role as RoleWord
 from lb.control.duties import LEVEL, Duties
-from lb.control.group import REVISION_LEAP, TRANSFER_SECONDS_MAX, Group
+from lb.control.founding import after_disaster
+from lb.control.group import TRANSFER_SECONDS_MAX, Group
 from lb.control.peers import CallRefused, Claim, Method, PeerRefused, PeerTimeout, PeerUnreachable
 from lb.control.replica import ELECTION_SECONDS, Replica
-from lb.control.seat import new_group, new_member
 from lb.control.store import NoQuorum, NotStored, RefusedError, UnknownOutcome
 from lb.errors import AccordError
 from lb.raft.messages import NOBODY, Role
@@ -63,7 +63,7 @@ class GroupDesk:
             applied=replica.node.applied_index if replica else 0,
             quorum=self._quorum(),
             state=state,
-            waiting_for=group.waiting.for_,
+            waiting_for=group.founding.waiting.for_,
             members=self._members(),
             detail=detail,
             age_s=self._age(),
@@ -76,7 +76,7 @@ class GroupDesk:
         if group.trouble is not None:
             return cast(GroupState, group.trouble.state), group.trouble.detail
         if group.replica is None:
-            return "forming", group.waiting.why
+            return "forming", group.founding.waiting.why
         if not self._quorum():
             return "no-quorum", "there is no leader: a quorum of voters is not reachable from here"
         return "ok", ""
@@ -227,9 +227,9 @@ class GroupDesk:
         group = self._group
         if group.replica is not None or group.trouble is not None:
             raise RefusedError("conflict", "this instance belongs to a group already")
-        group.found_now = True
+        group.founding.now = True
         if not await group.until(lambda: group.replica is not None, FOUND_SECONDS_MAX):
-            raise RefusedError("conflict", f"it could not be founded: {group.waiting.why}")
+            raise RefusedError("conflict", f"it could not be founded: {group.founding.waiting.why}")
         return {"group": group.registry.id, "revision": group.registry.revision}
 
     async def recover(self, lost: tuple[str, ...], by: By) -> Plain:
@@ -249,9 +249,8 @@ class GroupDesk:
             raise RefusedError("conflict", f"{', '.join(here)} can be reached, so is not lost")
         await group.end_replica()
         await asyncio.to_thread(group.files.set_aside, "lost")
-        leap = registry.revision + REVISION_LEAP
-        await group.begin_anew(replace(registry, id=new_group(), revision=leap), new_member())
-        return {"group": group.registry.id, "revision": leap}
+        await group.founding.begin_anew(after_disaster(registry))
+        return {"group": group.registry.id, "revision": group.registry.revision}
 
     async def ask_all(self, method: str, params: Plain, seconds: float) -> Mapping[str, Plain]:
         """Ask every other member."""
@@ -385,7 +384,7 @@ class GroupDesk:
         group = self._group
         if group.replica is not None or group.trouble is not None:
             raise RefusedError("conflict", f"{group.name} belongs to a group already")
-        group.invited = params["leader"]
+        group.founding.invited = params["leader"]
         return {"name": group.name}
 
 

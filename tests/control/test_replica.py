@@ -45,8 +45,8 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(SECONDS_MAX):
-        while not condition():  # noqa: ASYNC110  # It stands still between two looks.
-            await asyncio.sleep(0.005)
+        while not condition():  # noqa: ASYNC110  # Whatever it is waits for the loop.
+            await asyncio.sleep(0)
 
 
 class Wires:
