@@ -12,7 +12,7 @@ BENCH_PACKAGES := nginx-light haproxy caddy wrk
 .PHONY: help run demo demo-group test lint types fmt transcripts bench bench-group load clean simulate mutants soak test-packages bench-packages bench-group-packages
 
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 run: $(VENV)/.installed ## Start the demo: three toy backends, the proxy, the dashboard; Ctrl-C ends it
 	@exec $(BIN)/lb demo
@@ -31,7 +31,7 @@ simulate: $(VENV)/.installed-dev ## Break a group in every way: SEED=7, or SECON
 mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulator must catch each
 	PYTHONPATH=tests $(BIN)/python -m simulator.mutants
 
-soak: $(VENV)/.installed-dev ## The simulator for ten minutes with all mutants, then real instances under fire for ten
+soak: $(VENV)/.installed-dev ## The simulator with all mutants, then real instances under fire, ten minutes each
 	SIMULATOR_SECONDS=600 $(BIN)/python -m pytest tests/simulator
 	CHAOS_SECONDS=600 CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
 
