@@ -16,8 +16,9 @@ import socket
 
 from aiohttp import web
 
+from lb.control.admin_access import Access
 from lb.control.admin_acts import Acts
-from lb.control.admin_door import Door
+from lb.control.admin_door import Door, Tls, plain
 from lb.control.admin_guard import BODY_BYTES_MAX, answer_errors, guard
 from lb.control.admin_probes import Probes
 from lb.control.admin_reads import Reads
@@ -30,17 +31,18 @@ from lb.control.problems import Problem
 
 STOP_SECONDS_MAX = 1.0  # What runs at a stop gets this long.
 
-LATER = ("events", "group", "locks", "rollouts", "exchanges", "plugins", "upgrade", "session")
+LATER = ("events", "group", "locks", "rollouts", "exchanges", "plugins", "upgrade")
 
 
 class AdminServer:
-    """Everything under `admin.address`, on one listening socket that it is given."""
+    """Everything under `admin.address`, on one listening socket; `tls` says how to speak there."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, tls: Tls = plain) -> None:
         self._desk = desk
+        self._access = Access(lambda: desk.config, lambda: desk.store.registry)
         self._recent = Recent(desk.reading)
         self._sampler: asyncio.TimerHandle | None = None
-        self._server = _Server(self._app())
+        self._server = _Server(self._app(), tls)
 
     async def start(self, sock: socket.socket) -> None:
         """Serve on a listening socket; TCP or unix."""
@@ -62,7 +64,11 @@ class AdminServer:
         desk = self._desk
         app = web.Application(
             client_max_size=BODY_BYTES_MAX,
-            middlewares=[answer_errors, guard(lambda: desk.config.admin.hosts)],
+            middlewares=[
+                answer_errors,
+                guard(lambda: desk.config.admin.hosts),
+                self._access.middleware(),
+            ],
         )
         reads, writes = Reads(desk, self._recent), Writes(desk, self._recent)
         acts, probes, static = Acts(desk), Probes(desk), Static()
@@ -84,6 +90,8 @@ class AdminServer:
                 web.post("/v1/config/sync", acts.sync),
                 web.post("/v1/explain", acts.explain),
                 web.post("/v1/stop", acts.stop),
+                web.post("/v1/session", self._access.open_session),
+                web.delete("/v1/session", self._access.close_session),
                 web.get("/openapi.json", _openapi),
                 *_probe_routes(probes),
                 *(web.route("*", f"/v1/{word}{{rest:(/.*)?}}", _later) for word in LATER),
@@ -100,7 +108,7 @@ class ProbeServer:
     def __init__(self, desk: Desk) -> None:
         app = web.Application(client_max_size=BODY_BYTES_MAX, middlewares=[answer_errors])
         app.add_routes(_probe_routes(Probes(desk)))
-        self._server = _Server(app)
+        self._server = _Server(app, plain)
 
     async def start(self, sock: socket.socket) -> None:
         """Serve on a listening socket."""
@@ -114,8 +122,9 @@ class ProbeServer:
 class _Server:
     """An aiohttp application on a socket that somebody else bound."""
 
-    def __init__(self, app: web.Application) -> None:
+    def __init__(self, app: web.Application, tls: Tls) -> None:
         self._app = app
+        self._tls = tls
         self._runner: web.AppRunner | None = None
         self._door: Door | None = None
 
@@ -124,7 +133,7 @@ class _Server:
         self._runner = web.AppRunner(self._app, shutdown_timeout=STOP_SECONDS_MAX)
         await self._runner.setup()
         assert self._runner.server is not None, "it has been set up"
-        self._door = Door(self._runner.server)
+        self._door = Door(self._runner.server, self._tls)
         await self._door.open(sock)
 
     async def stop(self) -> None:

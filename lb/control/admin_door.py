@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
+from collections.abc import Callable
+from typing import Final
 
 from aiohttp import web
 
@@ -22,31 +25,91 @@ HEAD_SECONDS_MAX = 10.0  # From a connection's start to the end of its first hea
 KEEPALIVE_SECONDS = 75.0  # From an answer to the end of the next head.
 HEAD_BYTES_MAX = 16 * 1024
 HEAD_END = b"\r\n\r\n"
+ACCEPTED_AT_ONCE_MAX: Final = 16  # In one turn of the loop, which has leases and probes as well.
+SHUTDOWN_SECONDS_MAX = 1.0  # For TLS to end in order.
+BREATHER = 1.0  # Seconds without accepting, where we have no descriptor left.
+
+HANDSHAKE: Final = {
+    "ssl_handshake_timeout": HEAD_SECONDS_MAX,
+    "ssl_shutdown_timeout": SHUTDOWN_SECONDS_MAX,
+}
 
 log = logging.getLogger("lb.admin.http")
+
+
+Tls = Callable[[], ssl.SSLContext | None]  # What to speak TLS by from now on; None for none.
+
+
+def plain() -> None:
+    """Speak no TLS."""
+    return
 
 
 class Door:
     """Lets clients of one listening socket in to `server`."""
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, server: web.Server, tls: Tls = plain) -> None:
         self._rooms = server
-        self._listening: asyncio.Server | None = None
+        self._tls = tls
+        self._sock: socket.socket | None = None
+        self._arriving: set[asyncio.Task[None]] = set()  # Bounded with those who have come in.
+        self._breather: asyncio.TimerHandle | None = None
 
     async def open(self, sock: socket.socket) -> None:
         """Accept on a listening socket; TCP or unix."""
-        loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(self._let_in, sock=sock, backlog=BACKLOG)
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        sock.setblocking(False)
+        sock.listen(BACKLOG)
+        self._loop.add_reader(sock, self._accept)
 
     def close(self) -> None:
         """Accept no more."""
-        if self._listening is not None:
-            self._listening.close()
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        if self._breather is not None:
+            self._breather.cancel()
+        self._loop.remove_reader(sock)
+        sock.close()
+        for task in self._arriving:
+            task.cancel()
 
-    def _let_in(self) -> asyncio.Protocol:
-        if len(self._rooms.connections) >= CONNECTIONS_MAX:
-            return _Refusal()
-        return Visit(self._rooms, asyncio.get_running_loop())
+    def _accept(self) -> None:
+        # By hand, so that each handshake goes by the certificates that there are by then.
+        assert self._sock is not None
+        for _ in range(ACCEPTED_AT_ONCE_MAX):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.error("admin: nobody can be let in for now: %s", error.strerror or error)
+                self._loop.remove_reader(self._sock)
+                self._breather = self._loop.call_later(BREATHER, self._go_on)
+                return
+            if len(self._rooms.connections) + len(self._arriving) >= CONNECTIONS_MAX:
+                sock.close()
+                continue
+            sock.setblocking(False)
+            task = self._loop.create_task(self._let_in(sock))
+            self._arriving.add(task)
+            task.add_done_callback(self._arriving.discard)
+
+    def _go_on(self) -> None:
+        if self._sock is not None:
+            self._loop.add_reader(self._sock, self._accept)
+
+    async def _let_in(self, sock: socket.socket) -> None:
+        context = self._tls()
+        bounds = {} if context is None else HANDSHAKE
+        try:
+            await self._loop.connect_accepted_socket(self._visit, sock, ssl=context, **bounds)
+        except OSError as error:  # No TLS, a bad certificate, or too slow: theirs to find out.
+            log.debug("admin: a connection ended before a request: %s", error)
+
+    def _visit(self) -> Visit:
+        return Visit(self._rooms, self._loop)
 
 
 class Visit(web.RequestHandler):
@@ -116,10 +179,3 @@ class Visit(web.RequestHandler):
         if self.transport is not None:
             self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n")
         self.force_close()
-
-
-class _Refusal(asyncio.Protocol):
-    """Whoever comes when all is full."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()

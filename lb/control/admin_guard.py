@@ -37,6 +37,12 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'",
 }
 
+BY_STATUS = {
+    401: {"WWW-Authenticate": 'Bearer realm="accord"'},
+    429: {"Retry-After": "60"},
+    503: {"Retry-After": "1"},
+}
+
 log = logging.getLogger("lb.admin")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -57,11 +63,10 @@ def wall_time() -> float:
 def as_response(problem: Problem) -> web.Response:
     """Return the problem as the answer it stands for."""
     text = json.dumps(problem.as_plain(), separators=(",", ":"), ensure_ascii=False)
-    headers = {"Retry-After": "1"} if problem.status == 503 else {}
     return web.Response(
         text=text,
         status=problem.status,
-        headers=headers,
+        headers=BY_STATUS.get(problem.status, {}),
         content_type="application/problem+json",
         charset="utf-8",
     )
@@ -115,7 +120,7 @@ def guard(hosts: Callable[[], Collection[str]]) -> Any:
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if not _by_unix_socket(request):
+        if not by_unix_socket(request):
             check_host(request.headers.get("Host", ""), hosts())
             check_origin(request.headers.get("Origin"), request.headers["Host"])
             if request.body_exists and request.method not in ("GET", "HEAD"):
@@ -198,7 +203,8 @@ def flag(request: web.Request, name: str) -> bool:
     raise Problem("bad-request", f'"{value}" is not a value of ?{name}', "write true or false")
 
 
-def _by_unix_socket(request: web.Request) -> bool:
+def by_unix_socket(request: web.Request) -> bool:
+    """Whether a request came over a unix socket, which only who may open it can call."""
     if request.transport is None:
         return False
     sock = request.transport.get_extra_info("socket")

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from lb.config.addresses import BadAddressError, backend_address
 from lb.config.kinds import NAME
+from lb.control.admin_access import who_of
 from lb.control.admin_guard import flag, read_object, respond, wall_time
 from lb.control.admin_reads import (
     backend_as_plain,
@@ -186,8 +187,9 @@ def _change_in_words(change: Change, upstream: UpstreamEntry) -> str:
 
 
 def by_of(request: web.Request, member: str) -> By:
-    """Return whose write this is. Tokens come later: until then everyone is the local operator."""
-    return By(member=member, source="api", note=request.query.get("note", ""))
+    """Return whose write this is."""
+    note = request.query.get("note", "")
+    return By(token=who_of(request), member=member, source="api", note=note)
 
 
 def refuse(reply: Reply) -> None:

@@ -26,6 +26,7 @@ from lb.config.certificates import (
     Bundle,
     Pair,
     bundles_of,
+    group_tls,
     pairs_of,
     read_bundle,
     read_pair,
@@ -39,6 +40,7 @@ from lb.plans import NO_CERTIFICATES, Certificates
 log = logging.getLogger(__name__)
 
 PART: Final = "control/certificates"
+OURS: Final = {"admin", "group"}  # Who uses certificates that no worker is to have.
 INTERVAL: Final = 1.0  # Seconds from look to look.
 PATIENCE: Final = 10.0  # For files that somebody is replacing.
 SOON: Final = 14 * 86_400.0  # Before its end a certificate is spoken of,
@@ -89,6 +91,8 @@ class CertificateStore:
         """Start from what a controller before us held, should the files be bad by now."""
         for files, plain in orjson.loads(parts.get(PART, b"[]")):
             pem = parts.get(TLS + plain["digest"])
+            if "pem" in plain:
+                pem = plain["pem"].encode("latin-1")
             if pem is not None and len(files) == 2:
                 names = tuple(plain["names"])
                 pair = Pair(plain["digest"], names, plain["starts"], plain["ends"], pem)
@@ -118,7 +122,6 @@ class CertificateStore:
         self._users = wanted
         self._held = {key: self._prepared.get(key) or self._held[key] for key in wanted}
         self._prepared = {}
-        self._contexts.clear()
         self._show()
 
     async def run(self) -> None:
@@ -182,8 +185,11 @@ class CertificateStore:
             log.warning("the certificate %s %s", key[0], what)
 
     def _show(self) -> None:
+        self._contexts.clear()
         pairs, bundles, parts = {}, {}, {}
         for key, held in self._held.items():
+            if self._is_ours(key):
+                continue
             value = held.value
             parts[TLS + value.digest] = value.pem
             if isinstance(value, Pair):
@@ -192,16 +198,22 @@ class CertificateStore:
                 bundles[key[0]] = value.digest
         self.current = Certificates(pairs, bundles, parts)
 
+    def _is_ours(self, key: Key) -> bool:
+        users = self._users.get(key, [])
+        return users != [] and OURS.issuperset(users)
+
     # What others ask
 
     def to_part(self) -> bytes:
-        """What the next controller should know; the PEM is in parts of its own."""
+        """What the next controller should know; the PEM that workers use is in parts of its own."""
         plain = []
         for key, held in self._held.items():
             value = held.value
             about: dict[str, Any] = {"digest": value.digest}
             if isinstance(value, Pair):
                 about |= {"names": value.names, "starts": value.starts, "ends": value.ends}
+            if self._is_ours(key):
+                about["pem"] = value.pem.decode("latin-1")
             plain.append((key, about))
         return orjson.dumps(plain)
 
@@ -237,6 +249,25 @@ class CertificateStore:
                 load_pair(context, pair.pem)
         return context
 
+    def admin_context(self, config: Config) -> ssl.SSLContext | None:
+        """What the admin speaks TLS by; None where it speaks none."""
+        tls = config.admin.tls
+        if tls is None:
+            return None
+        context = self._contexts.get(("admin",))
+        if context is None:
+            context = self._contexts["admin",] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            # Nobody comes back by a ticket of before: each shows its certificate anew.
+            context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+            context.num_tickets = 0
+            context.set_alpn_protocols(["http/1.1"])
+            if tls.client_ca:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(cadata=self._held[tls.client_ca,].value.pem.decode())
+            load_pair(context, self._held[tls.cert, tls.key].value.pem)
+        return context
+
 
 def _wanted(config: Config) -> dict[Key, list[str]]:
     """All that a config names, each with who uses it."""
@@ -247,6 +278,13 @@ def _wanted(config: Config) -> dict[Key, list[str]]:
             wanted[pair.cert, pair.key].append(f"listener.{name}")
         if listener.client_ca:
             wanted[listener.client_ca,].append(f"listener.{name}")
+    if tls := config.admin.tls:
+        wanted[tls.cert, tls.key].append("admin")
+        if tls.client_ca:
+            wanted[tls.client_ca,].append("admin")
+    if group := group_tls(config):
+        wanted[group.cert, group.key].append("group")
+        wanted[group.ca,].append("group")
     for name, upstream in config.upstream.items():
         if upstream.tls.cert:
             wanted[upstream.tls.cert, upstream.tls.key].append(f"upstream.{name}")

@@ -165,6 +165,13 @@ OPERATIONS: list[tuple[str, str, str, Json]] = [
         "Stop gracefully.",
         {"schema": "Object", "body": "Stop", "statuses": "202"},
     ),
+    (
+        "post",
+        "/v1/session",
+        "Swap a token for the dashboard's cookie.",
+        {"schema": "Session", "body": "Token"},
+    ),
+    ("delete", "/v1/session", "End the cookie's session.", {"schema": "Object"}),
     ("get", "/livez", "Whether this process answers.", {"schema": "Object"}),
     ("get", "/readyz", "Whether traffic should come here.", {"schema": "Object"}),
     ("get", "/metrics", "Prometheus text.", {"type": "text/plain"}),
@@ -299,4 +306,6 @@ SCHEMAS: dict[str, Json] = {
         "additionalProperties": False,
     },
     "Stop": {**_object(drain=TEXT), "additionalProperties": False},
+    "Token": {**_object(token=TEXT), "additionalProperties": False},
+    "Session": _object(name=TEXT, role=TEXT, seconds={"type": ["integer", "null"]}),
 }
