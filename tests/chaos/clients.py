@@ -250,6 +250,8 @@ class Watcher(threading.Thread):
             text = answer.read().decode()
             if answer.status == 503:
                 self.resumed["refused"] += 1
+            elif answer.status == 410:  # It has started since, and remembers nothing before.
+                self.resumed["compacted"] += 1
             else:
                 self.surprises.append(f"{name} from {self.newest}: {answer.status} {text}")
             return
@@ -268,8 +270,7 @@ def told_in(frame: dict[str, str]) -> Told | None:
         return None
     data = json.loads(frame["data"])
     by = data.get("by") or {}
-    upstream = data.get("upstream") or ""
-    keys = tuple(f"{upstream}/{change['key']}" for change in data.get("changes", ()))
+    keys = tuple(f"{change['upstream']}/{change['key']}" for change in data["changes"])
     return Told(int(frame["id"]), by.get("note") or "", keys)
 
 

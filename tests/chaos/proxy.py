@@ -67,6 +67,7 @@ class Proxy:
 
     def __init__(self, seed: int = 0, *, tls: bool = False) -> None:
         self.fired: Counter[str] = Counter()
+        self.dialled: Counter[tuple[str, str]] = Counter()  # Whom by whom.
         self.tls = tls
         self._rng = random.Random(seed)
         self._links: dict[tuple[str, str], Link] = {}
@@ -266,6 +267,7 @@ class _Passage:
             async with asyncio.timeout(HELLO_WITHIN):
                 first = await read_piece(self._dialer.reader, framed=True)
             self.frm = name_in(first)
+        self._proxy.dialled[self.frm, self.to] += 1
         out = self._proxy.link(self.frm, self.to)
         # Not before the link is there: a target that nobody can reach sees no connection either.
         while out.cut:

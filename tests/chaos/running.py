@@ -92,18 +92,11 @@ class Crowd:
         newest = self._group.leader().status()["revision"]
         with contextlib.suppress(AssertionError):  # `judge` says who was not told of what.
             until(lambda: all(each.newest >= newest for each in self._watchers), "all told")
-        return wrong + self.judge(newest)
-
-    def judge(self, newest: int) -> list[str]:
-        """Stop everything, and say what was wrong up to a revision."""
-        self.notes.calm.set()
-        self.notes.stopping.set()
         for watcher in self._watchers:
             watcher.finish()
-        for thread in (*self._watchers, *self._clients):
-            thread.join(CALM_SECONDS)
-        watched = [each.watched for each in self._watchers]
-        wrong = judge(self.notes.history, watched, newest)
+        for watcher in self._watchers:
+            watcher.join(CALM_SECONDS)
+        wrong += judge(self.notes.history, [each.watched for each in self._watchers], newest)
         for watcher in self._watchers:
             wrong += watcher.surprises
             self.notes.counts.update({f"watch {how}": n for how, n in watcher.resumed.items()})

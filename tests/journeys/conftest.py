@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from journeys.group_kit import Group, Instance
 from journeys.kit import Backend, Daemon
 
 Make = Callable[..., Daemon]
@@ -50,3 +51,35 @@ def config_of(backends: list[Backend], upstream: str = "", listener: str = "") -
         f'[listener.web]\naddress = "127.0.0.1:{{port}}"\n{listener}\n'
         f"[upstream.app]\nbackends = [{addresses}]\n{upstream}\n"
     )
+
+
+MakeGroup = Callable[..., Group]
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[MakeGroup]:
+    """Make a group of a config: `group(config, names="abc")`; it is not yet started."""
+    with contextlib.ExitStack() as stack:
+
+        def make(config: str, names: str = "abc", **more: Any) -> Group:
+            made = Group(tmp_path, config, names, **more)
+            stack.callback(made.end)
+            return made
+
+        yield make
+        # Whatever was done to them, nothing foreseeable ends in a traceback.
+        for log in sorted(tmp_path.glob("*/err.log")):
+            assert "Traceback" not in log.read_text(), f"{log.parent.name}\n{log.read_text()}"
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Callable[[str], Instance]]:
+    """Make an instance that belongs to none of the groups yet: `alone("d")`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str, folder: str = "") -> Instance:
+            made = Instance(tmp_path / (folder or f"{name}-alone"), name)
+            stack.callback(made.end)
+            return made
+
+        yield make

@@ -7,7 +7,8 @@ import http.client
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,6 +175,12 @@ class Group:
         """Return those who run and do not lead."""
         leader = self.leader()
         return [each for each in self if each.runs and each is not leader]
+
+    def everywhere(self, what: Callable[[Instance], object], says: str) -> None:
+        """Wait until something is so on every instance that runs."""
+        for instance in self:
+            if instance.runs:
+                until(partial(what, instance), f"{instance.name}: {says}\n{self.log()}")
 
     def agree(self, what: str = "labels", *, upstream: str = "app") -> dict[str, Any]:
         """Wait until all who run show the same of every backend; return that."""
