@@ -113,6 +113,9 @@ FAMILIES: dict[str, Family] = {
     "lb_connections_refused_total": _counter(
         "listener reason", "Client connections closed at once, by reason."
     ),
+    "lb_limits_total": _counter(
+        "listener limit", "Requests and connections refused by a limit, by its key."
+    ),
     "lb_tls_handshakes_total": _counter(
         "listener result version", "TLS handshakes with clients, by result."
     ),
@@ -129,15 +132,20 @@ FAMILIES: dict[str, Family] = {
     "lb_plugin_seconds": _histogram("plugin hook", "Time spent in calls of a plugin."),
     # The group.
     "lb_group_role": _gauge(
-        "role", "1 for this member's role: leader, follower, candidate, learner."
+        "role",
+        "1 for this member's role: leader, follower, candidate, learner, forming, removed, "
+        "damaged.",
     ),
     "lb_group_term": _gauge("", "The term that this member is in."),
     "lb_group_commit_index": _gauge("", "The last log entry known to be committed."),
     "lb_group_applied_index": _gauge("", "The last log entry applied to the registry."),
     "lb_group_leader_changes_total": _counter("", "Changes of leader seen by this member."),
-    "lb_group_append_seconds": _histogram("", "Time that saving log entries to disk took."),
+    "lb_group_append_seconds": _gauge("", "How long the last save of log entries to disk took."),
     "lb_group_peer_lag_entries": _gauge("member", "Log entries that a member is behind."),
     "lb_group_quorum": _gauge("", "1 while the group can commit."),
+    "lb_registry_age_seconds": _gauge(
+        "", "Since what is routed by was last known to be what the group has agreed on."
+    ),
     # Configuration.
     "lb_config_reloads_total": _counter("result", "Reloads asked for, by result."),
     "lb_config_last_reload_success": _gauge("", "1 if the last reload was adopted."),

@@ -102,12 +102,14 @@ class UpstreamTls:
 
 @dataclass(frozen=True, slots=True)
 class ListenerLimits:
-    """Bounds of heads (octets, fields) and of clients."""
+    """Bounds of heads (octets, fields), of clients, and of how slow a body may come."""
 
     connections: int = 10_000  # per instance; a worker is dealt its share
     header_bytes: int = 32 * 1024
     headers: int = 100
     request_line: int = 8 * 1024
+    per_client: int = 0  # connections from one address, dealt out as well; 0: no limit
+    body_rate: int = 0  # octets a second that a body must bring; 0: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ class Listener:
     limits: ListenerLimits = field(default_factory=ListenerLimits)
     timeouts: ListenerTimeouts = field(default_factory=ListenerTimeouts)
     tls: ListenerTls | None = None
+    proxy_protocol: bool = False  # connections begin with who they are from
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Listener:
@@ -144,6 +147,7 @@ class Listener:
             limits=ListenerLimits(**plain["limits"]),
             timeouts=ListenerTimeouts(**plain["timeouts"]),
             tls=None if tls is None else ListenerTls.from_plain(tls),
+            proxy_protocol=plain["proxy_protocol"],
         )
 
 
@@ -289,6 +293,7 @@ class Upstream:
     tls: UpstreamTls = field(default_factory=UpstreamTls)
     outlier: Outlier = field(default_factory=Outlier)
     slow_start: float = 0.0  # seconds from the least to the whole of its weight
+    send_proxy: str = "off"  # or `v1`, `v2`: what a connection to a backend begins with
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Upstream:
@@ -307,6 +312,7 @@ class Upstream:
             tls=UpstreamTls(**plain["tls"]),
             outlier=Outlier(**plain["outlier"]),
             slow_start=plain["slow_start"],
+            send_proxy=plain["send_proxy"],
         )
 
 

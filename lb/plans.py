@@ -73,8 +73,11 @@ def _plan_listener(
             header_bytes=limits.header_bytes,
             headers=limits.headers,
             request_line=limits.request_line,
+            per_client=limits.per_client,
+            body_rate=limits.body_rate,
         ),
         timeouts=model.ListenerTimeouts(timeouts.header, timeouts.stall, timeouts.idle),
+        proxy_protocol=listener.proxy_protocol,
     )
 
 
@@ -146,6 +149,7 @@ def _plan_upstream(
         host=upstream.host,
         outlier=outlier_of(upstream),
         slow_start=upstream.slow_start,
+        send_proxy=upstream.send_proxy,
         tls=model.UpstreamTls(
             verify=tls.verify,
             name=tls.name,

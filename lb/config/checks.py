@@ -10,7 +10,7 @@ from lb import model, routing
 from lb.config.addresses import Address, backend_address, listen_address
 from lb.config.kinds import NAME, nearest, shown
 from lb.config.positions import Path
-from lb.config.schema import Config, Group
+from lb.config.schema import Config, Group, ListenerLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +195,7 @@ def _warnings(config: Config) -> Iterator[str]:
     workers = config.node.worker_count()
     used = {target for route in config.route.values() for target in route.targets()}
     for name, listener in config.listener.items():
-        if listener.limits.connections < workers:
-            yield (
-                f"listener.{name}.limits.connections is {listener.limits.connections},"
-                f" less than the {workers} workers: some could accept nobody"
-            )
+        yield from _warnings_of_shares(name, listener.limits, workers)
         if listener.upstream is not None:
             used.add(listener.upstream)
         elif not config.route:
@@ -213,6 +209,19 @@ def _warnings(config: Config) -> Iterator[str]:
             yield f"upstream.{name} is used by no listener and no route"
         if upstream.health is not None and not upstream.health.active:
             yield f'upstream.{name}.health has neither path nor type = "tcp": nothing is checked'
+
+
+def _warnings_of_shares(name: str, limits: ListenerLimits, workers: int) -> Iterator[str]:
+    if limits.connections < workers:
+        yield (
+            f"listener.{name}.limits.connections is {limits.connections},"
+            f" less than the {workers} workers: some could accept nobody"
+        )
+    if 0 < limits.per_client < workers:
+        yield (
+            f"listener.{name}.limits.per_client is {limits.per_client},"
+            f" less than the {workers} workers: each of them takes one"
+        )
 
 
 def _warnings_of_admin(config: Config) -> Iterator[str]:

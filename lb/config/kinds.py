@@ -365,6 +365,32 @@ class Size(Kind):
 
 
 @dataclass(frozen=True, slots=True)
+class ByteRate(Kind):
+    """Bytes a second, written with both units: `10KiB/s`; `0` for any."""
+
+    words = 'bytes a second, like "1KiB/s"'
+
+    def read(self, value: object) -> int:
+        """Take text with a size and `/s`."""
+        if is_number(value):
+            hint = 'write "0"' if value == 0 else f'write "{value}B/s"'
+            raise wrong(f"{shown(value)} has no unit", hint)
+        text = self.text(value)
+        size, slash, unit = text.partition("/")
+        if text != "0" and (not slash or unit != "s"):
+            raise wrong(f"{shown(text)} is not bytes a second", 'like "1KiB/s"')
+        return Size().read(size)
+
+    def write(self, value: int) -> str:
+        """Write it as a size a second."""
+        return f"{Size().write(value)}/s" if value else "0"
+
+    def schema(self) -> dict[str, Any]:
+        """Describe it in JSON Schema."""
+        return {"type": "string", "pattern": r"^(0|\d+(\.\d+)?([KMGT]i?)?B/s)$"}
+
+
+@dataclass(frozen=True, slots=True)
 class Share(Kind):
     """A share of one, written in percent: `20%`."""
 

@@ -25,6 +25,7 @@ from lb.config.admin import Admin, AdminTls, Token
 from lb.config.group import Group, GroupTls
 from lb.config.kinds import (
     NAME_MAX,
+    ByteRate,
     Choice,
     Duration,
     Flag,
@@ -183,7 +184,6 @@ class ListenerLimits(Section):
     """What a client may ask for at most."""
 
     noun = "a listener's limits"
-    later = frozenset({"per_client", "body_rate"})
 
     connections: Annotated[int, Whole(1, CONNECTIONS_MAX)] = Field(
         default=10_000, description="Open connections of this instance; each worker has its share."
@@ -196,6 +196,14 @@ class ListenerLimits(Section):
     )
     request_line: Annotated[int, Size(64, 1 << 20)] = Field(
         default=8 * 1024, description="The request line; above: 414."
+    )
+    per_client: Annotated[int, Whole(0, CONNECTIONS_MAX)] = Field(
+        default=0,
+        description="Open connections from one address (of IPv6: from one /64), dealt out to"
+        " workers as well; above: 429. 0: no limit.",
+    )
+    body_rate: Annotated[int, ByteRate()] = Field(
+        default=0, description="How fast a body must come, given 5 s; slower: 408. 0: any."
     )
 
 
@@ -235,7 +243,7 @@ class Listener(Section):
     """An address that we accept clients on."""
 
     noun = "a listener"
-    later = frozenset({"proxy_protocol", "plugins"})
+    later = frozenset({"plugins"})
 
     address: Annotated[list[Annotated[str, ListenAddress()]], OrOne(), Field(min_length=1)] = Field(
         description="Where to accept; one address or several.", examples=["0.0.0.0:8080"]
@@ -272,12 +280,27 @@ class Listener(Section):
         description='Whose X-Forwarded-* are believed: networks, addresses, or "unix".',
         examples=[["10.0.0.0/8", "::1"]],
     )
+    proxy_protocol: Annotated[bool, Flag()] = Field(
+        default=False,
+        description="Connections begin with a PROXY header (version 1 or 2), before TLS too;"
+        " only trusted_proxies get in.",
+    )
     limits: ListenerLimits = Field(
         default=ListenerLimits(), description="What a client may ask for at most."
     )
     timeouts: ListenerTimeouts = Field(
         default=ListenerTimeouts(), description="How long a client may take."
     )
+
+    @model_validator(mode="after")
+    def _somebody_is_believed(self) -> Listener:
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise wrong(
+                "nobody's PROXY header would be believed, so nobody would get in",
+                'add trusted_proxies = ["10.0.0.0/8"]',
+                at=("proxy_protocol",),
+            )
+        return self
 
     @model_validator(mode="after")
     def _tls_fits(self) -> Listener:

@@ -262,7 +262,6 @@ class Upstream(Section):
     """A named set of backends, with one way of choosing among them."""
 
     noun = "an upstream"
-    later = frozenset({"send_proxy"})
 
     balance: Annotated[
         str,
@@ -313,6 +312,11 @@ class Upstream(Section):
     host: Annotated[str, BackendHost()] = Field(
         default="keep",
         description='The Host that backends see: "keep", "backend" (its address), or a name.',
+    )
+    send_proxy: Annotated[str, Choice(("off", "v1", "v2"))] = Field(
+        default="off",
+        description="Begin each connection with a PROXY header that says whose it is; clients"
+        " then share none.",
     )
 
     @model_validator(mode="after")

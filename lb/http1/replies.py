@@ -28,6 +28,8 @@ PROXY_ERRORS: Final = {
     "limited": "connection_limit_reached",
     "too_large": "http_request_error",
     "client_error": "http_request_error",
+    "client_limited": "connection_limit_reached",
+    "client_slow": "http_request_error",
     "client_timeout": "http_request_error",
     "no_route": "http_request_denied",
     "shutdown": "proxy_internal_error",

@@ -53,3 +53,11 @@ class Client(Protocol):
     def invited(self) -> None:
         """Learn that the backend has answered an expectation: the body is due now."""
         ...
+
+    def met_limit(self, limit: str) -> None:
+        """Count that the client met a limit, by its key."""
+        ...
+
+    def proxy_header(self, version: str, address: str) -> bytes:
+        """Return the PROXY header that tells a backend of whom this is: of `address`."""
+        ...

@@ -32,10 +32,11 @@ from lb.http1.head import (
     read_request_head,
 )
 from lb.http1.peers import UNIX, direct
+from lb.http1.proxy_protocol import Ends, write_proxy_header
 from lb.http1.replies import Reply
-from lb.metrics import Meters
 from lb.model import Listener
-from lb.proxy.deadlines import NEVER
+from lb.proxy.deadlines import NEVER, Watched
+from lb.proxy.door import TURNED_AWAY_MAX, Door
 from lb.proxy.exchange import Exchange
 from lb.proxy.plan import WRITE_HIGH, WRITE_LOW, WorkerState
 from lb.proxy.tunnel import keep_alive
@@ -45,8 +46,8 @@ LINGER_S: Final = 2.0  # of silence, until we read no further after the last ans
 LINGER_MAX_S: Final = 30.0  # in all: many a client reads only once it has sent everything
 LOOK_S: Final = 0.5  # how often we ask whether a client is there that we don't read from
 CLOSE_S: Final = 30.0  # for the last answer to leave
-TURNED_AWAY_MAX: Final = 1024  # clients over the limit that are told so; more are just closed
 CLOSES_NOW_AFTER_S: Final = 0.5  # of idling, while draining
+RATE_GRACE_S: Final = 5.0  # of `limits.body_rate` that a client may be behind with
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)+")
 _RESET: Final = struct.pack("ii", 1, 0)
 
@@ -85,21 +86,6 @@ class Desk(Protocol):
         ...
 
 
-class Door:
-    """How many clients of one listener there are, and their counters' places."""
-
-    __slots__ = ("accepted", "open", "refused", "shown", "turned_away")
-
-    def __init__(self, meters: Meters, listener: str) -> None:
-        self.open = 0
-        self.turned_away = 0  # over the limit, and not gone yet
-        self.shown = meters.gauge("lb_connections", listener=listener)
-        self.accepted = meters.counter("lb_connections_total", listener=listener)
-        self.refused = meters.counter(
-            "lb_connections_refused_total", listener=listener, reason="limit"
-        )
-
-
 class ClientConnection:
     """Stands between one client's socket and its exchanges. Nothing in it awaits."""
 
@@ -107,6 +93,7 @@ class ClientConnection:
         "_body",
         "_buffer",
         "_desk",
+        "_due",
         "_half_closed",
         "_head",
         "_head_started",
@@ -122,7 +109,9 @@ class ClientConnection:
         "deadline",
         "door",
         "draining",
+        "ends",
         "exchange",
+        "kin",
         "peer",
         "plan",
         "refused",
@@ -146,12 +135,15 @@ class ClientConnection:
         self._half_closed = False
         self._held = False  # by the exchange: the backend is slow
         self._linger_until = NEVER
+        self._due = NEVER  # when a body is too slow for `limits.body_rate`
         self._unsent = 0
         self.peer = direct("")
         self.carried = 0
         self.clogged = False  # an exchange that starts later looks here first
         self.draining = False
-        self.refused = False  # over the listener's limit: told so, and closed
+        self.refused: Reply | None = None  # over a limit: told so, and closed
+        self.ends: Ends | None = None  # as a PROXY header had them
+        self.kin = ""  # what it counts under for `limits.per_client`, if it does
         self.exchange: Exchange | None = None
         self.deadline = NEVER
 
@@ -175,18 +167,15 @@ class ClientConnection:
         self.write: Callable[[Octets], None] = transport.write
         self.write_all: Callable[[list[Octets]], None] = transport.writelines
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
-        peer = transport.get_extra_info("peername")
-        # A socket for both families names an IPv4 client as ::ffff:192.0.2.1.
-        address = peer[0].removeprefix("::ffff:") if isinstance(peer, tuple) else UNIX
+        address = address_of(transport) if self.ends is None else self.ends.source[0]
         tls = transport.get_extra_info("tls")
         self.peer = direct(address) if tls is None else direct(address, b"https", tls.subject)
         self.deadline = monotonic() + self.plan.timeouts.idle
         self._desk.worker.deadlines.watch(self)
-        if self.refused and self.door.turned_away > TURNED_AWAY_MAX:
+        if self.refused is not None and self.door.turned_away > TURNED_AWAY_MAX:
             transport.abort()
-        elif self.refused:
-            setting = self._setting("limits.connections").rstrip()
-            self._refuse(Reply(503, "limited", f"{setting} are open"))
+        elif self.refused is not None:
+            self._refuse(self.refused)
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
@@ -237,8 +226,10 @@ class ClientConnection:
             if self._buffer:
                 self._desk.worker.loop.call_soon(self._go_on)
         elif phase in (_AHEAD, _BODY):
-            waits = phase is _BODY and not self._held
-            self.deadline = self._stall_deadline() if waits else monotonic() + LOOK_S
+            if phase is _BODY and not self._held:
+                self._await_body()
+            else:
+                self.deadline = monotonic() + LOOK_S
         if self.exchange is not None:
             self.exchange.resume_response()
 
@@ -254,9 +245,13 @@ class ClientConnection:
             self._close()
         elif phase is _AHEAD or self._held:
             self._look(now)
+        elif self.exchange is not None and now >= self._due:
+            self.met_limit("body_rate")
+            detail = f"the body comes slower than {self._setting('limits.body_rate').rstrip()}"
+            self.exchange.stalled("client_slow", detail)
         elif self.exchange is not None:
             detail = self._setting("timeouts.stall") + "passed without more of the body"
-            self.exchange.stalled(detail)
+            self.exchange.stalled("client_timeout", detail)
 
     # Called by the exchange.
 
@@ -271,7 +266,7 @@ class ClientConnection:
         if self._held:
             self._held = False
             self._transport.resume_reading()
-            self.deadline = self._stall_deadline()
+            self._await_body()
 
     def finished(self, now: float, *, keep: bool) -> None:
         """The response is whole: next request, or close."""
@@ -297,7 +292,25 @@ class ClientConnection:
     def invited(self) -> None:
         """An expectation has been answered: the body is due now."""
         if self._phase is _BODY and not self._held and not self.clogged:
-            self.deadline = self._stall_deadline()
+            self._await_body()
+
+    def met_limit(self, limit: str) -> None:
+        """Count that the client met a limit, by its key."""
+        self.door.met(limit)
+
+    def proxy_header(self, version: str, address: str) -> bytes:
+        """Return what tells a backend of whom this is; `address` is whom we believe it to be."""
+        ends = self.ends
+        if ends is None:
+            peer = self._transport.get_extra_info("peername")
+            here = self._transport.get_extra_info("sockname")
+            if isinstance(peer, tuple):
+                ends = Ends((_plain(peer[0]), peer[1]), (_plain(here[0]), here[1]))
+        if address == UNIX or ends is None:
+            return write_proxy_header(version, None)
+        if address != ends.source[0]:  # Somebody trusted said so, and not from which port.
+            ends = Ends((address, 0), ends.target)
+        return write_proxy_header(version, ends)
 
     def switch(self) -> None:
         """Pass on octets from here, both ways, until one side ends."""
@@ -317,7 +330,19 @@ class ClientConnection:
             self._phase = _CLOSED
             self._abort(reset=reset)
 
-    # Called by the listener.
+    # Called by the listener, and by what stands at the socket before this.
+
+    def approach(self, transport: asyncio.Transport) -> None:
+        """Learn of the socket before it is ours, so that `kill` finds it."""
+        self._transport = transport
+
+    def watch(self, other: Watched) -> None:
+        """Have a deadline looked at that is about this client."""
+        self._desk.worker.deadlines.watch(other)
+
+    def unwatch(self, other: Watched) -> None:
+        """Look at it no longer."""
+        self._desk.worker.deadlines.forget(other)
 
     def drain(self) -> None:
         """Carry no further request; close once idle."""
@@ -370,7 +395,10 @@ class ClientConnection:
             self._begin(head, started)
         except ClientError as error:
             end_word = "too_large" if error.status in (413, 414, 431) else "client_error"
-            hint = f" ({self._setting(error.hint).rstrip()})" if error.hint else ""
+            hint = ""
+            if error.hint:
+                hint = f" ({self._setting(error.hint).rstrip()})"
+                self.met_limit(error.hint.removeprefix("limits."))
             self._refuse(Reply(error.status, end_word, error.message + hint), head)
 
     def _begin(self, octets: bytes, started: float) -> None:
@@ -389,8 +417,9 @@ class ClientConnection:
             self.deadline = NEVER
         else:
             self._phase = _BODY
-            # Who expects 100-continue waits for the backend, whose clock runs meanwhile.
-            self.deadline = NEVER if fields.expects_continue else self._stall_deadline()
+            self._await_body()
+            if fields.expects_continue:
+                self.deadline = NEVER  # It waits for the backend, whose clock runs meanwhile.
         self._desk.open_exchange(self, head, started)
         if self._buffer and self._phase is not _IDLE:  # If it is, `_go_on` has been called.
             data, self._buffer = self._buffer, b""
@@ -401,9 +430,11 @@ class ClientConnection:
         limits = self.plan.limits
         if len(buffer) > limits.request_line and buffer.find(b"\r\n", 0, limits.request_line) < 0:
             setting = self._setting("limits.request_line")
+            self.met_limit("request_line")
             self._refuse(Reply(414, "too_large", f"the request line is over {setting}"), buffer)
         elif len(buffer) > limits.header_bytes:
             setting = self._setting("limits.header_bytes")
+            self.met_limit("header_bytes")
             self._refuse(Reply(431, "too_large", f"the head is over {setting}"), buffer)
         elif buffer and self._phase is _IDLE:
             self._phase = _HEAD
@@ -422,6 +453,8 @@ class ClientConnection:
             return
         if not self._held and not self.clogged:
             self.deadline = self._stall_deadline()
+            if self._due is not NEVER:
+                self._keep_pace(len(payload))
         if rest is not None:
             self._phase = _AHEAD
             self.deadline = NEVER
@@ -429,6 +462,21 @@ class ClientConnection:
             if rest:
                 self._pause()
         exchange.request_data(bytes(payload), whole=rest is not None)
+
+    def _await_body(self) -> None:
+        """Set the clocks of a body that is due from now on."""
+        self.deadline = self._stall_deadline()
+        if self.plan.limits.body_rate and self.deadline is not NEVER:
+            self._due = monotonic() + RATE_GRACE_S
+            self.deadline = min(self.deadline, self._due)
+        else:
+            self._due = NEVER
+
+    def _keep_pace(self, octets: int) -> None:
+        """Give time for what came: so much as it should have taken, and no credit beyond."""
+        earned = self._due + octets / self.plan.limits.body_rate
+        self._due = min(earned, monotonic() + RATE_GRACE_S)
+        self.deadline = min(self.deadline, self._due)
 
     def _pause(self) -> None:
         """Read no further; who goes meanwhile is found by `_look`, not by the loop."""
@@ -523,3 +571,18 @@ class ClientConnection:
 
     def _setting(self, key: str) -> str:
         return f"listener.{self.plan.name}.{key} "
+
+
+def address_of(transport: asyncio.Transport) -> str:
+    """Return the address at the other end of a socket."""
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        return _plain(peer[0])
+    # One that has gone already has no name, and must not pass for a neighbour's.
+    unix = transport.get_extra_info("socket").family == socket.AF_UNIX
+    return UNIX if unix else "unknown"
+
+
+def _plain(address: str) -> str:
+    # A socket for both families names an IPv4 client as ::ffff:192.0.2.1.
+    return address.removeprefix("::ffff:")

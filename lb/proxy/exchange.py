@@ -153,9 +153,9 @@ class Exchange(Trying):
         self._drop_backend(end, now, reusable=False)
         self._finish(end, now, keep=False)
 
-    def stalled(self, detail: str) -> None:
-        """The client has not sent more of its body in time."""
-        self._end_early(Reply(408, "client_timeout", detail))
+    def stalled(self, end: str, detail: str) -> None:
+        """The client has not sent more of its body in time, or not enough of it."""
+        self._end_early(Reply(408, end, detail))
 
     def malformed(self, detail: str) -> None:
         """The client's body is none (RFC 9112 7.1)."""
@@ -290,6 +290,7 @@ class Exchange(Trying):
     # Ending.
 
     def _refuse_body(self, limit: int) -> None:
+        self._client.met_limit("body_max")
         detail = f"the body is over route.{self._plan.route}.body_max ({limit} bytes)"
         self._end_early(Reply(413, "too_large", detail))
 

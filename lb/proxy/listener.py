@@ -10,6 +10,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Final
 
+from lb.proxy.arrival import Arrival
 from lb.proxy.client_connection import ClientConnection
 from lb.proxy.switchboard import Switchboard
 from lb.proxy.tls import TlsTransport
@@ -38,7 +39,7 @@ class Listeners:
             return
         sock.setblocking(False)
 
-        def accept() -> ClientConnection | TlsTransport:
+        def accept() -> ClientConnection | TlsTransport | Arrival:
             return self._switchboard.accept(address)
 
         if sock.family == socket.AF_UNIX:

@@ -21,7 +21,9 @@ from lb.http1.replies import Reply
 from lb.metrics import Meters
 from lb.model import Endpoint, Health, Listener, Plans, Route, Upstream
 from lb.proxy.accesslog import AccessLog
-from lb.proxy.client_connection import ClientConnection, Door
+from lb.proxy.arrival import Arrival
+from lb.proxy.client_connection import ClientConnection
+from lb.proxy.door import Door
 from lb.proxy.exchange import Exchange
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.tls import TlsTransport
@@ -147,21 +149,27 @@ class Switchboard:
         """Return the listener that has `address` now, None if none has."""
         return self._listeners.get(self._by_address.get(address, ""))
 
-    def accept(self, address: str) -> ClientConnection | TlsTransport:
-        """Make the protocol of a client that connected to `address`, in TLS if that is due."""
+    def accept(self, address: str) -> ClientConnection | TlsTransport | Arrival:
+        """Make the protocol of a client that connected to `address`."""
         plan = self.plan_of(address) or Listener("", (address,))
         client = ClientConnection(self, plan, address)
         client.draining = address not in self._present
         door = client.door = self._door(plan.name)
-        client.refused = door.open >= -(-plan.limits.connections // self.workers)
-        if client.refused:
-            door.turned_away += 1
-            self._meters.view[door.refused] += 1
+        limits = plan.limits
+        if door.open >= -(-limits.connections // self.workers):
+            door.turn_away("connections")
+            setting = f"listener.{plan.name}.limits.connections"
+            client.refused = Reply(503, "limited", f"{setting} are open")
         else:
-            door.open += 1
-            self._meters.view[door.accepted] += 1
+            door.come()
         self.clients.add(client)
-        tls = self._tls.get(plan.name)
+        if plan.proxy_protocol or limits.per_client:
+            share = -(-limits.per_client // self.workers)
+            return Arrival(client, self._trust.get(plan.name), share, self._in_tls_if_due)
+        return self._in_tls_if_due(client)
+
+    def _in_tls_if_due(self, client: ClientConnection) -> ClientConnection | TlsTransport:
+        tls = self._tls.get(client.plan.name)
         return client if tls is None else tls.wrap(client)
 
     # Called by client connections.
@@ -170,10 +178,12 @@ class Switchboard:
         """Forget a connection."""
         if client in self.clients:
             self.clients.remove(client)
-            if client.refused:
+            if client.refused is not None:
                 client.door.turned_away -= 1
             else:
                 client.door.open -= 1
+            if client.kin:
+                client.door.leave(client.kin)
 
     def open_exchange(
         self,

@@ -61,7 +61,7 @@ def test_a_description() -> None:
     )
     assert describe("listener.web.timeouts.idle") == describe("listener.timeouts.idle")
     assert describe("listener.web.timeouts") == describe("listener.timeouts")
-    assert "Not yet supported" in describe("upstream.app.send_proxy")
+    assert "Not yet supported" in describe("route.api.plugins")
     assert "A change acts after a restart." in describe("node.workers")
     assert "listener" in describe("")
 

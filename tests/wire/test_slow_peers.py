@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import select
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from lb.model import Listener, ListenerTimeouts, Route, Upstream, UpstreamTimeouts
+from lb.model import Listener, ListenerLimits, ListenerTimeouts, Route, Upstream, UpstreamTimeouts
 from lb.proxy import client_connection, deadlines
 from lb.proxy.deadlines import Deadlines
 from wire.kit import (
@@ -179,6 +182,81 @@ def test_slow_upload_is_not_the_backends_fault() -> None:
         proxy.await_ticks(3)
         sock.sendall(b"dy")
         assert read_response(sock)[0].startswith(b"HTTP/1.1 200")
+
+
+def test_body_slower_than_its_rate_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An octet now and then kept a connection and a backend's slot for ever: no stall, no end."""
+    monkeypatch.setattr(client_connection, "RATE_GRACE_S", 0.3)
+    slow = replace(listener(), limits=ListenerLimits(body_rate=1000))
+    log = tmp_path / "access.log"
+    with (
+        Origin(answering(response())) as origin,
+        Proxy([origin], listener=slow, log=str(log)) as proxy,
+        proxy.connect() as sock,
+    ):
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
+        sent = 0
+        while not select.select([sock], [], [], 0.02)[0]:
+            sock.sendall(b"x")
+            sent += 1
+        answer = read_all(sock)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"slower than listener.web.limits.body_rate" in answer
+        assert sent > 3, "as long as the grace lasted"
+        met = proxy.reading.refresh().by("lb_limits_total", "limit")
+        assert met == {("body_rate",): 1}
+    [line] = map(json.loads, log.read_text().splitlines())
+    assert (line["status"], line["end"]) == (408, "client_slow")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_that_keeps_its_rate_may_take_long(
+    monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    monkeypatch.setattr(client_connection, "RATE_GRACE_S", 0.3)
+    slow = replace(listener(), limits=ListenerLimits(body_rate=1000))
+    piece = b"64\r\n" + b"x" * 100 + b"\r\n" if chunked else b"x" * 100
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 2000"
+    with (
+        Origin(answering(response())) as origin,
+        Proxy([origin], listener=slow) as proxy,
+        proxy.connect() as sock,
+    ):
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n")
+        for _ in range(20):  # Twice as fast as it must, three times as long as the grace.
+            assert not select.select([sock], [], [], 0.05)[0]
+            sock.sendall(piece)
+        sock.sendall(b"0\r\n\r\n" if chunked else b"")
+        assert read_response(sock)[0].startswith(b"HTTP/1.1 200 ")
+
+
+def test_waiting_for_the_backend_is_not_a_slow_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While we don't read, or nobody has invited the body, its clock stands still."""
+    monkeypatch.setattr(client_connection, "RATE_GRACE_S", 0.2)
+    slow = replace(listener(), limits=ListenerLimits(body_rate=1000))
+    go = threading.Event()
+
+    def script(connection: Connection, number: int) -> None:
+        connection._until(b"\r\n\r\n")
+        go.wait(DEADLINE_S)
+        connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.sock.recv(100)
+        connection.send(response())
+
+    with (
+        Origin(script) as origin,
+        Proxy([origin], listener=slow) as proxy,
+        proxy.connect() as sock,
+    ):
+        sock.sendall(POST_HEAD[:-2] + b"Expect: 100-continue\r\n\r\n")
+        until(lambda: origin.connections, "the request at its backend")
+        proxy.await_ticks(20)  # Twice the grace.
+        go.set()
+        assert sock.recv(100).startswith(b"HTTP/1.1 100 ")
+        sock.sendall(b"body")
+        assert read_response(sock)[0].startswith(b"HTTP/1.1 200 ")
 
 
 def test_client_may_write_on_when_two_deadlines_pass_at_once(
