@@ -248,6 +248,56 @@ def test_found_and_recover_say_what_they_do_and_ask_first(fake: FakeAdmin) -> No
     assert run(fake, "group", "recover").exit_code == 2
 
 
+# --- Backends, seen by the whole group ----------------------------------------------------------
+
+
+def test_backends_are_shown_as_each_member_sees_them(fake: FakeAdmin) -> None:
+    backends = [
+        {"name": "", "address": "x:1", "weight": 1, "state": "active"},
+        {"name": "two", "address": "x:2", "weight": 3, "state": "draining"},
+    ]
+    members = {
+        "a": {"revision": 17, "backends": {"x:1": {"health": "healthy", "in_flight": 2}}},
+        "b": {"revision": 16, "backends": {"two": {"health": "unhealthy", "in_flight": 0}}},
+        "c": {"error": "it does not answer"},
+    }
+    plain = {"revision": 17, "panic": False, "backends": backends, "leaving": []}
+    fake.says("GET /v1/upstreams/app", {**plain, "members": members})
+
+    result = run(fake, "backend", "list", "app", "--view", "group", "--consistent")
+
+    assert fake.last("GET").query == {"view": "group", "consistent": "true"}
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["BACKEND", "WEIGHT", "STATE", "a", "b", "c"],
+        ["x:1", "1", "active", "healthy,", "2", "active", "-", "-"],
+        ["two", "3", "draining", "-", "unhealthy", "-"],
+    ]
+    assert result.stderr.splitlines() == [
+        "b routes by revision 16, this is of 17",
+        "c: it does not answer",
+    ]
+
+
+def test_a_write_may_wait_for_all_and_be_a_lease(fake: FakeAdmin) -> None:
+    done = {"revision": 18, "routed": True, "behind": ["b"], "unreachable": ["c"]}
+    fake.says("PUT /v1/upstreams/app/backends/x:1", done, status=201)
+    fake.says("PATCH /v1/upstreams/app/backends/x:1", {"revision": 19, "routed": True})
+
+    added = run(fake, "backend", "add", "app", "x:1", "--ttl", "15s", "--wait", "all")
+
+    assert added.exit_code == 0
+    assert fake.last("PUT").query == {"wait": "all"}
+    assert fake.last("PUT").plain == {"ttl": "15000ms"}
+    assert added.stderr.splitlines() == [
+        "added x:1 (revision 18)",
+        "committed, but not every worker of these routes by it yet: b",
+        "committed; these could not be asked: c",
+    ]
+    assert run(fake, "backend", "drain", "app", "x:1", "--wait", "all").exit_code == 0
+    assert fake.last("PATCH").query == {"wait": "all"}
+    assert run(fake, "backend", "drain", "app", "x:1", "--wait", "some").exit_code == 2
+
+
 # --- Backups ----------------------------------------------------------------------------------
 
 

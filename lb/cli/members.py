@@ -68,6 +68,7 @@ def read_options(command: Any) -> Any:
     """Give a command what every look at an upstream takes."""
     for option in (
         click.option("--consistent", is_flag=True, help="As of now in the whole group: ask it."),
+        click.option("--view", type=click.Choice(["group"]), help="As each member sees it."),
         output_option,
         admin_options,
     ):
@@ -123,18 +124,26 @@ def list_upstreams(admin: str | None, config: str | None, output: str) -> None:
 @click.command()
 @read_options
 @click.argument("upstream")
-def show(
-    admin: str | None, config: str | None, output: str, consistent: bool, upstream: str
-) -> None:
-    """One upstream with its backends."""
+def show(upstream: str, consistent: bool, view: str | None, output: str, **words: Any) -> None:
+    """One upstream with its backends.
+
+    \b
+    lb backend list app
+    lb backend list app --view group
+    """
     query = {"consistent": "true"} if consistent else {}
-    plain = find_admin(admin, config).get(path_of("v1", "upstreams", upstream), **query).plain
+    query |= {"view": view} if view else {}
+    instance = find_admin(words["admin"], words["config"])
+    plain = instance.get(path_of("v1", "upstreams", upstream), **query).plain
     if output == "json":
         print_json(plain)
         return
     if plain["panic"]:
         say("too few backends are healthy: health is ignored (panic)")
-    print_table(HEADERS, [_row(each) for each in plain["backends"]])
+    if view:
+        _print_members(plain)
+    else:
+        print_table(HEADERS, [_row(each) for each in plain["backends"]])
     for each in plain["leaving"]:
         say(f"leaving: {each['address']}, {each['in_flight']} requests left")
 
@@ -295,7 +304,11 @@ def _tell(answer: Answer, words: dict[str, Any], done: str) -> None:
     say(f"{done} (revision {answer.plain['revision']})")
     if behind := answer.plain.get("behind"):
         say(f"committed, but not every worker of these routes by it yet: {', '.join(behind)}")
-    elif not answer.plain["routed"]:
+    if unreachable := answer.plain.get("unreachable"):
+        say(f"committed; these could not be asked: {', '.join(unreachable)}")
+    if behind or unreachable:
+        return
+    if not answer.plain["routed"]:
         say("committed, but not every worker routes by it yet; lb status shows why")
 
 
@@ -338,6 +351,29 @@ def _row(each: dict[str, Any]) -> tuple[str, ...]:
         milliseconds(latency["p99"]),
         each["source"],
     )
+
+
+def _print_members(plain: dict[str, Any]) -> None:
+    """Print how each member finds each backend, and who says nothing or is behind."""
+    members: dict[str, dict[str, Any]] = plain["members"]
+    headers = ("BACKEND", "WEIGHT", "STATE", *members)
+    rows = []
+    for each in plain["backends"]:
+        key = each["name"] or each["address"]
+        seen = [_seen(said.get("backends", {}).get(key)) for said in members.values()]
+        rows.append((key, str(each["weight"]), each["state"], *seen))
+    print_table(headers, rows)
+    for name, said in members.items():
+        if "error" in said:
+            say(f"{name}: {said['error']}")
+        elif said["revision"] < plain["revision"]:
+            say(f"{name} routes by revision {said['revision']}, this is of {plain['revision']}")
+
+
+def _seen(said: dict[str, Any] | None) -> str:
+    if not said or not said.get("health"):
+        return "-"
+    return f"{said['health']}, {said['in_flight']} active" if said["in_flight"] else said["health"]
 
 
 def _toml_key(name: str) -> str:
