@@ -12,6 +12,7 @@ import hashlib
 import logging
 import random
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -24,7 +25,7 @@ from lb.child import Post
 from lb.config.load import Loaded
 from lb.config.parse import parse_in_child
 from lb.config.schema import Config
-from lb.control import certificates
+from lb.control import audit, certificates
 from lb.control.admin import AdminServer, ProbeServer
 from lb.control.admin_guard import wall_time
 from lb.control.certificates import CertificateStore
@@ -33,8 +34,8 @@ from lb.control.desk import Check, Standing, WorkerStanding
 from lb.control.file_memory import FileMemory
 from lb.control.group import Group
 from lb.control.group_desk import GroupDesk
-from lb.control.peers import Claim, Plain
 from lb.control.in_force import PART, InForce
+from lb.control.peers import Claim, Plain
 from lb.control.probe import Asker
 from lb.control.prober import Prober, subjects_of
 from lb.control.publisher import Publisher
@@ -195,6 +196,7 @@ class Controller:
         parse = functools.partial(parse_in_child, self._path)
         self._watcher = Watcher(parse, self._disk_changed)
         self._group.subscribe(self._registry_changed)
+        self._group.subscribe_applied(audit.write_down)
         self._closers += [asker.close, self._prober.close, self._resolver.close]
         hands = Hands(
             parse=self._parse_and_prepare,
@@ -218,7 +220,10 @@ class Controller:
         return loaded
 
     async def _open_admin(self, socks: list[socket.socket]) -> None:
-        servers: list[AdminServer | ProbeServer] = [AdminServer(self)]
+        def tls() -> ssl.SSLContext | None:
+            return self._certificates.admin_context(self.config)
+
+        servers: list[AdminServer | ProbeServer] = [AdminServer(self, tls)]
         servers += [ProbeServer(self)] if len(socks) > 1 else []
         for server, sock in zip(servers, socks, strict=True):
             self._closers.append(server.stop)
