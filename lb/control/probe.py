@@ -14,9 +14,11 @@ import errno
 import os
 import socket
 import ssl
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from lb import __version__
@@ -47,6 +49,7 @@ class Subject:
     check: Health
     tls: ssl.SSLContext | None = None
     name: str = ""
+    greeting: bytes = b""  # what a connection begins with, before TLS: a PROXY header
 
     @property
     def target(self) -> list[object]:
@@ -86,6 +89,8 @@ class Asker:
             reason = "closed the connection without an answer"
         except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError) as error:
             reason = f"not a valid answer: {error}"
+        except ssl.SSLCertVerificationError as error:
+            reason = f"the certificate is not accepted: {error.verify_message.rstrip('.')}"
         except OSError as error:
             reason = _words(error)
         except aiohttp.ClientError as error:
@@ -98,6 +103,11 @@ class Asker:
 
     async def _get(self, subject: Subject) -> Answer:
         check, address = subject.check, subject.address
+        if subject.greeting:
+            async with _session(_Greeting(subject)) as session:
+                scheme = "http" if subject.tls is None else "https"
+                return await _judge(session, URL(f"{scheme}://probed{check.path}", encoded=True),
+                                    subject)  # fmt: skip
         if not address.startswith("unix:"):
             scheme = "http" if subject.tls is None else "https"
             url = URL(f"{scheme}://{_probed_address(subject)}{check.path}", encoded=True)
@@ -151,7 +161,41 @@ async def _holds(response: aiohttp.ClientResponse, wanted: bytes) -> bool:
     return False
 
 
+class _Greeting(aiohttp.BaseConnector):
+    """Connects to one subject, and says the PROXY header first."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(force_close=True)
+        self._subject = subject
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: object,
+        timeout: object,  # noqa: ASYNC109  # As inherited.
+    ) -> ResponseHandler:
+        subject = self._subject
+        sock = await _open(subject)
+        try:
+            _, protocol = await self._loop.create_connection(
+                self._factory,
+                sock=sock,
+                ssl=subject.tls,
+                server_hostname=subject.name if subject.tls is not None else None,
+            )
+        except OSError:
+            sock.close()
+            raise
+        return protocol
+
+
 async def _connect(subject: Subject) -> Answer:
+    (await _open(subject)).close()
+    return Answer(True, "connected")
+
+
+async def _open(subject: Subject) -> socket.socket:
+    """Connect, and say what comes before all else."""
     loop = asyncio.get_running_loop()
     where: str | tuple[str, int]
     if subject.address.startswith("unix:"):
@@ -160,10 +204,13 @@ async def _connect(subject: Subject) -> Answer:
         host, _, port = _probed_address(subject).rpartition(":")
         family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
         where = (host.strip("[]"), int(port))
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
+    with ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
         sock.setblocking(False)
         await loop.sock_connect(sock, where)
-    return Answer(True, "connected")
+        await loop.sock_sendall(sock, subject.greeting)
+        stack.pop_all()  # It is the caller's now.
+    return sock
 
 
 def _probed_address(subject: Subject) -> str:

@@ -25,6 +25,7 @@ from lb.control.probe import Answer, Subject
 from lb.edition import Resolved, Verdicts, backends_of, endpoints_of, host_in
 from lb.errors import OurError
 from lb.health import Checkup
+from lb.http1.proxy_protocol import write_proxy_header
 from lb.model import HTTPS, Health
 from lb.registry import Registry
 
@@ -75,6 +76,8 @@ def subjects_of(
         check = upstream.health
         if check is None or not check.active:
             continue
+        way = upstream.send_proxy
+        greeting = b"" if way == "off" else write_proxy_header(way, None)
         for row in backends_of(name, upstream, registry.upstreams.get(name)):
             # Draining and disabled ones too: who is enabled again has a verdict at once.
             host = row.address.removeprefix(HTTPS)
@@ -85,7 +88,7 @@ def subjects_of(
                 tls = context(config, name)
                 expected = upstream.tls.name or host_in(row.address)[0]
             for address in endpoints_of(row.address, resolved):
-                subject = Subject(name, address, host, check, tls, expected)
+                subject = Subject(name, address, host, check, tls, expected, greeting)
                 found.setdefault((name, address), subject)
     return list(found.values())
 

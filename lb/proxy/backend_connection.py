@@ -125,10 +125,12 @@ class BackendConnection:
         "expires",
         "idle_hint",
         "kept",
+        "said",
     )
 
-    def __init__(self, pool: Home, expires: float) -> None:
+    def __init__(self, pool: Home, expires: float, said: bytes = b"") -> None:
         self._pool = pool
+        self.said = said  # the PROXY header that it begins with: whose it is
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # until made
         self._asker: Asker | None = None
         self._phase = _IDLE
@@ -154,6 +156,8 @@ class BackendConnection:
         self._transport = transport
         transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        if self.said and transport.get_extra_info("tls") is None:  # There it has been said.
+            transport.write(self.said)
         self._pool.made(self)
 
     def data_received(self, data: bytes) -> None:

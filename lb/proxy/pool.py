@@ -43,15 +43,16 @@ class Waiter(Protocol):
 class Connecting:
     """A connection being made. Its waiter may lose interest: then it is pooled."""
 
-    __slots__ = ("_connection", "_pool", "_started", "_task", "deadline", "waiter")
+    __slots__ = ("_connection", "_pool", "_said", "_started", "_task", "deadline", "waiter")
 
-    def __init__(self, pool: Pool, waiter: Waiter, timeout: float) -> None:
+    def __init__(self, pool: Pool, waiter: Waiter, timeout: float, said: bytes) -> None:
         self._pool = pool
+        self._said = said
         self._started = monotonic()
         self.waiter: Waiter | None = waiter
         self.deadline = self._started + timeout
         self._connection: BackendConnection | None = None
-        self._task = pool.dial(self._make)
+        self._task = pool.dial(self._make, said)
         self._task.add_done_callback(self._done)
 
     def on_deadline(self, now: float) -> None:
@@ -60,7 +61,7 @@ class Connecting:
         self._task.cancel()
 
     def _make(self) -> BackendConnection:
-        self._connection = self._pool.make()
+        self._connection = self._pool.make(self._said)
         return self._connection
 
     def _done(self, task: asyncio.Task[tuple[asyncio.Transport, BackendConnection]]) -> None:
@@ -113,6 +114,7 @@ class Pool:
         self._all: set[BackendConnection] = set()
         self._connecting: set[Connecting] = set()
         self._closing = False
+        self.send_proxy = ""  # the version of the PROXY header that connections begin with
         self._context: ssl.SSLContext | None = None
         self._name = ""
         self._told = ""
@@ -127,15 +129,23 @@ class Pool:
         self._idle_max = policy.keepalive.idle_max
         self._idle_s = policy.keepalive.idle
         self._closing = False
+        send_proxy = "" if policy.send_proxy == "off" else policy.send_proxy
+        if send_proxy != self.send_proxy:
+            self.send_proxy = send_proxy
+            self._outdate()
 
     def secure(self, context: ssl.SSLContext, name: str) -> None:
         """Speak TLS, by this; what was agreed on by other terms carries nothing more."""
         if context is not self._context or name != self._name:
             self._context, self._name = context, name
-            while self._idle:
-                self._idle.pop().close()
-            for connection in self._all:
-                connection.expires = 0.0
+            self._outdate()
+
+    def _outdate(self) -> None:
+        """Use no connection again that was made by other terms."""
+        while self._idle:
+            self._idle.pop().close()
+        for connection in self._all:
+            connection.expires = 0.0
 
     @property
     def idle_count(self) -> int:
@@ -157,11 +167,26 @@ class Pool:
             connection.close()
         return None
 
-    def connect(self, waiter: Waiter) -> Connecting | None:
-        """Begin to make a connection for `waiter`; None if too many are being made."""
+    def take_of(self, said: bytes, now: float) -> BackendConnection | None:
+        """Lend an idle connection that began with this PROXY header: it is one client's alone."""
+        idle = self._idle
+        for at in range(len(idle) - 1, -1, -1):
+            if idle[at].said == said:
+                connection = idle.pop(at)
+                if connection.is_fresh(now):
+                    return connection
+                connection.close()
+        return None
+
+    def connect(self, waiter: Waiter, said: bytes = b"") -> Connecting | None:
+        """
+        Begin to make a connection for `waiter`; None if too many are being made.
+
+        `said`: the PROXY header to begin it with.
+        """
         if len(self._connecting) >= CONNECTS_MAX:
             return None
-        connecting = Connecting(self, waiter, self.connect_timeout)
+        connecting = Connecting(self, waiter, self.connect_timeout, said)
         self._connecting.add(connecting)
         self._deadlines.watch(connecting)
         return connecting
@@ -173,7 +198,7 @@ class Pool:
             or connection.closed
             or now >= connection.expires
             or connection.carried >= EXCHANGES_MAX
-            or len(self._idle) >= self._idle_max
+            or not self._has_room(connection)
         ):
             connection.close()
             return
@@ -182,6 +207,13 @@ class Pool:
         seconds = self._idle_s if hint < 0 else min(hint - 1.0, IDLE_HINT_MAX_S)
         connection.rest(now + seconds)
         self._idle.append(connection)
+
+    def _has_room(self, connection: BackendConnection) -> bool:
+        idle = self._idle
+        if connection.said and idle and len(idle) >= self._idle_max:
+            # No other client can use what is there: the oldest is the least likely to be missed.
+            idle.pop(0).close()
+        return len(idle) < self._idle_max
 
     def close_idle(self) -> None:
         """Close what nobody uses, and from now on keep nothing."""
@@ -192,12 +224,12 @@ class Pool:
     # Called by connections, and by those being made.
 
     def dial(
-        self, make: Callable[[], BackendConnection]
+        self, make: Callable[[], BackendConnection], said: bytes
     ) -> asyncio.Task[tuple[asyncio.Transport, BackendConnection]]:
-        """Begin to connect; `make` makes the protocol."""
+        """Begin to connect; `make` makes the protocol, which says `said` unless TLS comes first."""
         loop, address = self._loop, self._address
         if address.startswith(HTTPS):
-            return loop.create_task(self._dial_securely(make))
+            return loop.create_task(self._dial_securely(make, said))
         if address.startswith("unix:"):
             return loop.create_task(loop.create_unix_connection(make, address[5:]))  # type: ignore[type-var]
         host, _, port = address.rpartition(":")
@@ -206,7 +238,7 @@ class Pool:
         )
 
     def _dial_securely(
-        self, make: Callable[[], BackendConnection]
+        self, make: Callable[[], BackendConnection], said: bytes
     ) -> Coroutine[None, None, tuple[asyncio.Transport, BackendConnection]]:
         assert self._context is not None, "`secure` comes before the first connection"
         host, _, port = self._address.removeprefix(HTTPS).rpartition(":")
@@ -216,7 +248,7 @@ class Pool:
                 protocol, host.strip("[]"), int(port)
             )
 
-        return tls.dial(connect, make, self._context, self._name)
+        return tls.dial(connect, make, self._context, self._name, said)
 
     def tell(self, trouble: str) -> None:
         """Log what keeps us from a backend whose certificate or ours is not accepted."""
@@ -242,10 +274,10 @@ class Pool:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def make(self) -> BackendConnection:
+    def make(self, said: bytes) -> BackendConnection:
         """Make the protocol of a connection to come."""
         age = AGE_S * (1 + AGE_JITTER * (2 * self._rng.random() - 1))
-        return BackendConnection(self, monotonic() + age)
+        return BackendConnection(self, monotonic() + age, said)
 
 
 def _in_words(error: BaseException) -> str:

@@ -81,6 +81,7 @@ class TlsTransport(asyncio.Transport):
         "_incoming",
         "_outgoing",
         "_phase",
+        "_preface",
         "_raw",
         "_said_end",
         "_tls",
@@ -97,8 +98,9 @@ class TlsTransport(asyncio.Transport):
         *,
         server: bool,
         name: str | None = None,
+        preface: bytes = b"",
     ) -> None:
-        """`name`: whom the other side must be, for a client."""
+        """`name`: whom the other side must be, for a client; `preface` goes before the hello."""
         super().__init__()
         self._app = app
         self._watcher = watcher
@@ -107,6 +109,7 @@ class TlsTransport(asyncio.Transport):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server, name)
         self._phase = _SHAKING
+        self._preface = preface
         self._said_end = False  # we have sent close_notify
         self._ended = False  # theirs has come, or their FIN
         self._error: Exception | None = None
@@ -117,6 +120,8 @@ class TlsTransport(asyncio.Transport):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._raw = transport
+        if self._preface:
+            transport.write(self._preface)
         if not self._tls.server_side:
             self._shake()
 
@@ -349,15 +354,19 @@ async def dial(
     make: Callable[[], A],
     context: ssl.SSLContext,
     name: str,
+    preface: bytes = b"",
 ) -> tuple[asyncio.Transport, A]:
     """
     Connect, and shake hands with whom `name` must be. TlsError where that fails.
 
-    `connect` is the loop's way to make a connection, given what makes its protocol.
+    `connect` is the loop's way to make a connection, given what makes its protocol; `preface`
+    is what to send before the handshake.
     """
     shaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     app = make()
-    transport = TlsTransport(context, app, _Dialled(shaken), server=False, name=name)
+    transport = TlsTransport(
+        context, app, _Dialled(shaken), server=False, name=name, preface=preface
+    )
     try:
         await connect(lambda: transport)
         await shaken

@@ -216,14 +216,17 @@ class Trying(ABC):
         self._endpoint = endpoint
         self._backend_key = endpoint.key
         self._try_started = now
+        pool, said = endpoint.pool, b""
+        if pool.send_proxy:
+            said = self._client.proxy_header(pool.send_proxy, self._peer.address)
         if not fresh:
-            connection = endpoint.pool.take(now)
+            connection = pool.take_of(said, now) if said else pool.take(now)
             if connection is not None:
                 self._reused = True
                 self._send(connection, now)
                 return
         self._reused = False
-        self._connecting = endpoint.pool.connect(self)
+        self._connecting = pool.connect(self, said)
         if self._connecting is None:
             self._leave_endpoint(endpoint, "limited", now)
             self.answer(Reply(503, "limited", "too many connections to one backend are being made"))
