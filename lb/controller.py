@@ -28,6 +28,7 @@ from lb.config.schema import Config
 from lb.control import audit, certificates
 from lb.control.admin import AdminServer, ProbeServer
 from lb.control.admin_guard import wall_time
+from lb.control.admin_views import Views
 from lb.control.certificates import CertificateStore
 from lb.control.data_dir import DataDirLock, lock_data_dir, settle_name
 from lb.control.desk import Check, Standing, WorkerStanding
@@ -145,10 +146,13 @@ class Controller:
     async def _meet_group(self, sock: socket.socket | None) -> None:
         """Let the other members find us, and find them."""
 
-        async def standing(_: Claim, __: Plain) -> Plain:
-            return self._group_desk.news()
+        views = Views(self)
 
-        methods = {**self._group_desk.methods(), "standing": standing}
+        async def standing(_: Claim, __: Plain) -> Plain:
+            return {**views.own_standing(), **self._group_desk.news()}
+
+        self._group.own_news = views.own_standing
+        methods = {**self._group_desk.methods(), **views.methods(), "standing": standing}
         await self._group.serve(sock, methods)
 
     async def _config_to_start_with(self, kept: Edition | None) -> InForce:
@@ -223,7 +227,9 @@ class Controller:
         def tls() -> ssl.SSLContext | None:
             return self._certificates.admin_context(self.config)
 
-        servers: list[AdminServer | ProbeServer] = [AdminServer(self, tls)]
+        admin = AdminServer(self, tls)
+        self._group.subscribe_applied(admin.events.take)
+        servers: list[AdminServer | ProbeServer] = [admin]
         servers += [ProbeServer(self)] if len(socks) > 1 else []
         for server, sock in zip(servers, socks, strict=True):
             self._closers.append(server.stop)

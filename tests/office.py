@@ -8,21 +8,32 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from lb.config.diff import diff
 from lb.config.load import load
 from lb.config.schema import Config
 from lb.control.admin import AdminServer, ProbeServer
 from lb.control.admin_guard import wall_time
-from lb.control.desk import Check, Standing, WorkerStanding
-from lb.control.store import FileStore, Store
+from lb.control.desk import Check, GroupStanding, MemberStanding, Standing, WorkerStanding
+from lb.control.state_machine import Applied
+from lb.control.store import Store
 from lb.edition import Composer, Edition, Resolved, Sources
+from lb.errors import AccordError
 from lb.metrics import Meters, Reading, create_memory
 from lb.model import Health
-from lb.registry import ApplyFile, By, Reply, Said
+from lb.registry import (
+    ApplyFile,
+    By,
+    Command,
+    Registry,
+    Reply,
+    Said,
+    apply,
+    registry_to_plain,
+)
 
 PATIENCE = 10.0
 T = TypeVar("T")
@@ -57,6 +68,110 @@ backends = [{ name = "one", address = "127.0.0.1:9003", weight = 3 }]
 """
 
 
+class MemoryStore:
+    """A real registry, committed at once; whoever wants to hears of each revision."""
+
+    def __init__(self) -> None:
+        self.registry = Registry(id="0" * 32)
+        self.proposed: list[Command] = []
+        self.on_applied: list[Callable[[Applied], object]] = []
+        self._on_change: list[Callable[[Registry], None]] = []
+
+    async def propose(self, command: Command) -> Reply:
+        self.proposed.append(command)
+        before = self.registry
+        self.registry, reply = apply(before, command)
+        if self.registry.revision != before.revision:
+            self.tell(Applied(0, 1, self.registry, True, command, reply))
+        return reply
+
+    def tell(self, applied: Applied) -> None:
+        """Take an entry for applied."""
+        self.registry = applied.registry
+        for on_applied in self.on_applied:
+            on_applied(applied)
+        for on_change in self._on_change:
+            on_change(self.registry)
+
+    def subscribe(self, on_change: Callable[[Registry], None]) -> None:
+        self._on_change.append(on_change)
+
+
+class Group:
+    """A group as a test says it is: `said` are the other members' answers, by method and name."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+        self.leader = "a"
+        self.quorum = True
+        self.members = [MemberStanding("a", "127.0.0.1:9901", "voter", 1, 7, 0, 0, live=True)]
+        self.said: dict[str, dict[str, Any]] = {}
+        self.called: list[tuple[Any, ...]] = []
+        self.error: AccordError | None = None
+        self.more: dict[str, Any] = {}
+
+    def joined(self, name: str, *, voter: bool = True, live: bool = True) -> None:
+        """Let there be another member."""
+        role: Literal["voter", "learner"] = "voter" if voter else "learner"
+        id_ = len(self.members) + 1
+        self.members.append(
+            MemberStanding(name, f"127.0.0.1:990{id_}", role, id_, 5, 2, 40, live=live)
+        )
+
+    def standing(self) -> GroupStanding:
+        return GroupStanding(
+            id=self._store.registry.id,
+            role="leader" if self.leader == "a" else "follower",
+            leader=self.leader,
+            term=3,
+            revision=self._store.registry.revision,
+            commit=9,
+            applied=8,
+            quorum=self.quorum,
+            state="ok" if self.quorum else "no-quorum",
+            members=tuple(self.members),
+            **self.more,
+        )
+
+    async def confirm(self) -> None:
+        self._note("confirm")
+
+    async def add_member(self, name: str, address: str, by: By) -> dict[str, Any]:
+        return self._note("add", name, address, by.member)
+
+    async def remove_member(self, name: str, by: By, *, force: bool) -> dict[str, Any]:
+        return self._note("remove", name, force)
+
+    async def transfer(self, to: str | None, by: By) -> dict[str, Any]:
+        self._note("transfer", to)
+        return {"leader": to or "b"}
+
+    async def found(self, by: By) -> dict[str, Any]:
+        return self._note("found")
+
+    async def recover(self, lost: tuple[str, ...], by: By) -> dict[str, Any]:
+        return self._note("recover", lost)
+
+    async def renew(self, upstream: str, key: str, by: By) -> dict[str, Any]:
+        self._note("renew", upstream, key)
+        return {"ttl": 15.0, "suspect": False}
+
+    async def ask_all(
+        self, method: str, params: dict[str, Any], seconds: float
+    ) -> Mapping[str, dict[str, Any]]:
+        self.called.append((method, params))
+        return self.said.get(method, {})
+
+    def backup(self) -> dict[str, Any]:
+        return registry_to_plain(self._store.registry)
+
+    def _note(self, *what: Any) -> dict[str, Any]:
+        self.called.append(what)
+        if self.error is not None:
+            raise self.error
+        return {"revision": self._store.registry.revision}
+
+
 class Desk:
     """A controller without workers: they route by whatever is committed, unless told not to."""
 
@@ -64,7 +179,9 @@ class Desk:
         self.path = folder / "lb.toml"
         self.path.write_text(CONFIG)
         self.config: Config = load(str(self.path), {}).config
-        self.store: Store = FileStore.open(folder)
+        self.memory_store = MemoryStore()
+        self.store: Store = self.memory_store
+        self.group = Group(self.memory_store)
         self.verdicts: dict[str, dict[str, Check]] = {}
         self.memory = create_memory()
         self.meters = Meters(self.memory)
@@ -214,6 +331,7 @@ class Office:
     async def _open(self) -> None:
         await self.desk.take_file()
         self._admin, self._probe = AdminServer(self.desk), ProbeServer(self.desk)
+        self.desk.memory_store.on_applied.append(self._admin.events.take)
         await self._admin.start(self._sock)
         await self._probe.start(self._probe_sock)
 

@@ -12,26 +12,31 @@ and complete, that side must be neither.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
+from typing import Any
 
 from aiohttp import web
 
 from lb.control.admin_access import Access
 from lb.control.admin_acts import Acts
 from lb.control.admin_door import Door, Tls, plain
-from lb.control.admin_guard import BODY_BYTES_MAX, answer_errors, guard
+from lb.control.admin_group import GroupActs
+from lb.control.admin_guard import BODY_BYTES_MAX, Handler, answer_errors, guard
 from lb.control.admin_probes import Probes
 from lb.control.admin_reads import Reads
 from lb.control.admin_recent import RECENT_SECONDS, Recent
 from lb.control.admin_static import Static
+from lb.control.admin_views import whole_view
 from lb.control.admin_writes import Writes
 from lb.control.desk import Desk
+from lb.control.events import Events
 from lb.control.openapi import document
 from lb.control.problems import Problem
 
 STOP_SECONDS_MAX = 1.0  # What runs at a stop gets this long.
 
-LATER = ("events", "group", "locks", "rollouts", "exchanges", "plugins", "upgrade")
+LATER = ("locks", "rollouts", "exchanges", "plugins", "upgrade")
 
 
 class AdminServer:
@@ -42,17 +47,20 @@ class AdminServer:
         self._access = Access(lambda: desk.config, lambda: desk.store.registry)
         self._recent = Recent(desk.reading)
         self._sampler: asyncio.TimerHandle | None = None
+        self.events = Events(desk)  # Have it hear of all that is applied.
         self._server = _Server(self._app(), tls)
 
     async def start(self, sock: socket.socket) -> None:
         """Serve on a listening socket; TCP or unix."""
         self._sample()
+        self.events.start()
         await self._server.start(sock)
 
     async def stop(self) -> None:
         """Stop serving; what runs gets a second."""
         if self._sampler is not None:
             self._sampler.cancel()
+        self.events.stop()
         await self._server.stop()
 
     def _sample(self) -> None:
@@ -65,12 +73,14 @@ class AdminServer:
         app = web.Application(
             client_max_size=BODY_BYTES_MAX,
             middlewares=[
+                stamp(desk),
                 answer_errors,
                 guard(lambda: desk.config.admin.hosts),
                 self._access.middleware(),
             ],
         )
-        reads, writes = Reads(desk, self._recent), Writes(desk, self._recent)
+        reads = Reads(desk, self._recent, functools.partial(whole_view, desk))
+        writes = Writes(desk, self._recent)
         acts, probes, static = Acts(desk), Probes(desk), Static()
         upstream = "/v1/upstreams/{upstream}"
         backend = upstream + "/backends/{backend:.+}"  # An address may hold a slash: unix:/p
@@ -83,6 +93,7 @@ class AdminServer:
                 web.put(backend, writes.put_backend),
                 web.patch(backend, writes.patch_backend),
                 web.delete(backend, writes.delete_backend),
+                web.post(backend + "/renew", writes.renew),
                 web.patch(upstream, writes.patch_upstream),
                 web.delete(upstream, writes.delete_upstream),
                 web.get("/v1/config", reads.config),
@@ -93,6 +104,8 @@ class AdminServer:
                 web.post("/v1/session", self._access.open_session),
                 web.delete("/v1/session", self._access.close_session),
                 web.get("/openapi.json", _openapi),
+                web.get("/v1/events", self.events.get, allow_head=False),
+                *_group_routes(GroupActs(desk, writes)),
                 *_probe_routes(probes),
                 *(web.route("*", f"/v1/{word}{{rest:(/.*)?}}", _later) for word in LATER),
                 web.get("/", static.get),
@@ -142,6 +155,35 @@ class _Server:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+
+def stamp(desk: Desk) -> Any:
+    """Return the middleware by which each answer says what it goes by: revision and term."""
+
+    @web.middleware
+    async def add(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if request.path.startswith("/v1/") and not response.prepared:
+            response.headers.setdefault("X-Revision", str(desk.routed_revision()))
+            response.headers.setdefault("X-Raft-Term", str(desk.group.standing().term))
+        return response
+
+    return add
+
+
+def _group_routes(group: GroupActs) -> list[web.RouteDef]:
+    member = "/v1/group/members/{name}"
+    return [
+        web.get("/v1/group", group.get),
+        web.put(member, group.put_member),
+        web.delete(member, group.delete_member),
+        web.post("/v1/group/transfer", group.transfer),
+        web.post("/v1/group/found", group.found),
+        web.post("/v1/group/recover", group.recover),
+        web.get("/v1/group/ok-to-stop", group.ok_to_stop),
+        web.get("/v1/group/backup", group.backup),
+        web.post("/v1/group/restore", group.restore),
+    ]
 
 
 def _probe_routes(probes: Probes) -> list[web.RouteDef]:

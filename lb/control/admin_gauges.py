@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client.metrics_core import Metric
 
 from lb import __version__
 from lb.control.admin_reads import checks_of, entry_of, health_of, upstream_names
-from lb.control.desk import Desk, Standing
+from lb.control.desk import Desk, GroupStanding, Role, Standing
 from lb.exposition import family, standard_metrics
 from lb.model import Health, State
 from lb.registry import Entry
@@ -23,7 +24,7 @@ def gauges(desk: Desk) -> Iterator[Metric]:
     yield from _of_config(standing)
     yield from _of_workers(standing)
     yield from _of_certificates(standing)
-    yield from _of_group(desk)
+    yield from _of_group(desk.group.standing())
     yield from _of_backends(desk)
     yield from _of_checks(desk)
 
@@ -73,10 +74,21 @@ def _of_certificates(standing: Standing) -> Iterator[Metric]:
     )
 
 
-def _of_group(desk: Desk) -> Iterator[Metric]:
-    yield family("lb_group_role", [({"role": "leader"}, 1)])
-    yield family("lb_group_quorum", [({}, 1)])
-    yield family("lb_group_applied_index", [({}, desk.store.registry.revision)])
+def _of_group(standing: GroupStanding) -> Iterator[Metric]:
+    yield family(
+        "lb_group_role", [({"role": role}, role == standing.role) for role in get_args(Role)]
+    )
+    yield family("lb_group_quorum", [({}, standing.quorum)])
+    yield family("lb_group_term", [({}, standing.term)])
+    yield family("lb_group_commit_index", [({}, standing.commit)])
+    yield family("lb_group_applied_index", [({}, standing.applied)])
+    yield family("lb_group_leader_changes_total", [({}, standing.leader_changes)])
+    yield family("lb_group_append_seconds", [({}, standing.sync_seconds)])
+    yield family(
+        "lb_group_peer_lag_entries",
+        [({"member": each.name}, each.lag) for each in standing.members if each.lag is not None],
+    )
+    yield family("lb_registry_age_seconds", [({}, standing.age_s)])
 
 
 def _of_backends(desk: Desk) -> Iterator[Metric]:

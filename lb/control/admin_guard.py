@@ -21,7 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from lb.config.problem import ConfigErrors
-from lb.control.problems import Problem
+from lb.control.problems import KINDS, Problem
 from lb.control.store import NoQuorum, UnknownOutcome
 from lb.errors import AccordError
 
@@ -112,7 +112,8 @@ def as_problem(error: AccordError) -> Problem:
             hint = error.hint or "repeat it with this idempotency_key: it will not act twice"
             return Problem("unknown-outcome", error.message, hint)
         case _:
-            return Problem("not-applied", error.message, error.hint)
+            code = getattr(error, "code", None)  # What the group refuses names its problem.
+            return Problem(code if code in KINDS else "not-applied", error.message, error.hint)
 
 
 def guard(hosts: Callable[[], Collection[str]]) -> Any:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from typing import Any, Final
 
 from aiohttp import web
 
 from lb import __version__
 from lb.config.addresses import BadAddressError, backend_address
-from lb.control.admin_guard import respond, wall_time
+from lb.control.admin_guard import flag, respond, wall_time
 from lb.control.admin_recent import Recent
 from lb.control.desk import Check, Desk
 from lb.control.problems import Problem
@@ -20,6 +21,9 @@ from lb.model import Health
 from lb.plans import is_checked
 from lb.registry import By, Changed, Entry, Source, UpstreamEntry
 
+CONFIRM_SECONDS_MAX: Final = 5.0
+Views = Mapping[str, dict[str, Any]]  # What each member says, by name.
+
 # Best first: a backend is as well as the best of its endpoints.
 HEALTH_ORDER = (Health.HEALTHY, Health.CHECKING, Health.UNHEALTHY)
 
@@ -27,15 +31,18 @@ HEALTH_ORDER = (Health.HEALTHY, Health.CHECKING, Health.UNHEALTHY)
 class Reads:
     """Handlers of GET; none of them changes anything."""
 
-    def __init__(self, desk: Desk, recent: Recent) -> None:
+    def __init__(
+        self, desk: Desk, recent: Recent, ask_view: Callable[[str], Awaitable[Views]]
+    ) -> None:
         self._desk = desk
         self._recent = recent
+        self._ask_view = ask_view
 
     async def status(self, request: web.Request) -> web.Response:
         """How this instance is."""
         desk = self._desk
         standing = desk.standing()
-        registry = desk.store.registry
+        group = desk.group.standing()
         unready = desk.unready()
         return respond(
             {
@@ -65,14 +72,16 @@ class Reads:
                     for worker in standing.workers
                 ],
                 "group": {
-                    # An instance alone leads itself and is always at one with itself.
-                    "id": registry.id,
-                    "role": "leader",
-                    "leader": standing.name,
-                    "term": 0,
-                    "revision": registry.revision,
-                    "quorum": True,
-                    "state": "alone",
+                    "id": group.id,
+                    "role": group.role,
+                    "leader": group.leader,
+                    "term": group.term,
+                    "revision": group.revision,
+                    "quorum": group.quorum,
+                    "state": group.state,
+                    "age_s": round(group.age_s, 3),
+                    "waiting_for": list(group.waiting_for),
+                    "detail": group.detail,
                 },
                 "certificates": list(standing.certificates),
                 "traffic": self._traffic(desk.reading()),
@@ -83,27 +92,38 @@ class Reads:
     async def upstreams(self, request: web.Request) -> web.Response:
         """All upstreams, those of the config first."""
         desk = self._desk
+        views = await self._prepare(request, "")
         reading = desk.reading()
         revision = desk.store.registry.revision
         shown = [
             upstream_as_plain(desk, self._recent, reading, name) for name in upstream_names(desk)
         ]
+        if views is not None:
+            for each in shown:
+                each["members"] = _of_upstream(views, each["name"])
         return self._versioned({"revision": revision, "upstreams": shown}, revision)
 
     async def upstream(self, request: web.Request) -> web.Response:
         """One upstream with all its backends."""
-        name = known_upstream(self._desk, request.match_info["upstream"])
+        name = request.match_info["upstream"]
+        views = await self._prepare(request, name)
+        known_upstream(self._desk, name)
         plain = upstream_as_plain(self._desk, self._recent, self._desk.reading(), name)
+        if views is not None:
+            plain["members"] = views
         return self._versioned(plain, plain["revision"])
 
     async def backend(self, request: web.Request) -> web.Response:
         """One backend."""
-        name = known_upstream(self._desk, request.match_info["upstream"])
-        entry = entry_of(self._desk, name)
+        name = request.match_info["upstream"]
+        views = await self._prepare(request, name)
+        entry = entry_of(self._desk, known_upstream(self._desk, name))
         key = known_key(name, entry, request.match_info["backend"])
         plain = backend_as_plain(
             self._desk, self._recent, self._desk.reading(), name, entry.backends[key]
         )
+        if views is not None:
+            plain["members"] = _of_backend(views, key)
         return self._versioned(plain, plain["revision"])
 
     async def config(self, request: web.Request) -> web.Response:
@@ -117,6 +137,18 @@ class Reads:
         }
         return respond(plain, ETag=f'"{standing.generation}"')
 
+    async def _prepare(self, request: web.Request, upstream: str) -> Views | None:
+        """Do what the query asks for before the answer: read through the leader, ask all."""
+        if flag(request, "consistent"):
+            await confirm(self._desk)
+        match request.query.get("view"):
+            case None:
+                return None
+            case "group":
+                return await self._ask_view(upstream)
+            case other:
+                raise Problem("bad-request", f'"{other}" is not a value of ?view', "it takes group")
+
     def _versioned(self, plain: Any, revision: int) -> web.Response:
         routed = self._desk.routed_revision()
         return respond(plain, ETag=f'"{revision}"', X_Revision=str(routed))
@@ -129,6 +161,19 @@ class Reads:
             "connections": int(reading.total("lb_connections")),
             "latency_ms": self._recent.of_requests(reading),
         }
+
+
+async def confirm(desk: Desk) -> None:
+    """Return when the registry here is as new as any was at the call, or say that it may not be."""
+    try:
+        async with asyncio.timeout(CONFIRM_SECONDS_MAX):
+            await desk.group.confirm()
+    except TimeoutError:
+        raise Problem(
+            "no-quorum",
+            f"nobody confirmed within {CONFIRM_SECONDS_MAX:.0f} s that this instance is current",
+            "without ?consistent it answers by what it knows",
+        ) from None
 
 
 # What exists
@@ -222,6 +267,8 @@ def backend_as_plain(
         "weight": backend.weight,
         "state": backend.state.value,
         "backup": backend.backup,
+        "ttl": backend.ttl,
+        "suspect": backend.suspect,
         "source": backend.source.value,
         "labels": dict(backend.labels),
         "revision": backend.revision,
@@ -260,6 +307,32 @@ def _changed(backend: Entry) -> dict[str, Any] | None:
         return None  # Nobody wrote it yet: it is served from the file.
     changed = backend.changed
     return {"by": changed.by.to_plain(), "revision": changed.revision, "at": changed.at}
+
+
+def _of_upstream(views: Views, upstream: str) -> dict[str, Any]:
+    """Cut what each member says of all upstreams down to one."""
+    shown = {}
+    for member, said in views.items():
+        upstreams = said.get("upstreams")
+        shown[member] = (
+            {"revision": said["revision"], "backends": upstreams.get(upstream, {})}
+            if isinstance(upstreams, dict)
+            else said
+        )
+    return shown
+
+
+def _of_backend(views: Views, key: str) -> dict[str, Any]:
+    """Cut it down to one backend; None where a member does not know it."""
+    shown = {}
+    for member, said in views.items():
+        backends = said.get("backends")
+        if isinstance(backends, dict):
+            of_it = backends.get(key) or {"health": None, "in_flight": 0}
+            shown[member] = {"revision": said["revision"], **of_it}
+        else:
+            shown[member] = said
+    return shown
 
 
 def _endpoints(desk: Desk, upstream: str, address: str) -> dict[str, Check]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from aiohttp import web
+from pydantic_core import PydanticCustomError
 
 from lb.config.addresses import BadAddressError, backend_address
-from lb.config.kinds import NAME
+from lb.config.kinds import NAME, Duration
 from lb.control.admin_access import who_of
 from lb.control.admin_guard import flag, read_object, respond, wall_time
 from lb.control.admin_reads import (
@@ -20,6 +22,7 @@ from lb.control.admin_reads import (
     upstream_as_plain,
 )
 from lb.control.admin_recent import Recent
+from lb.control.admin_views import named_by, wait_all
 from lb.control.desk import Desk
 from lb.control.problems import Problem
 from lb.control.reloader import in_one_line
@@ -39,6 +42,7 @@ from lb.registry import (
     RemoveBackend,
     RemoveUpstream,
     Reply,
+    Restore,
     UpstreamEntry,
 )
 
@@ -96,11 +100,22 @@ class Writes:
 
     async def delete_upstream(self, request: web.Request) -> web.Response:
         """Forget an upstream that no config names any more."""
-        name = request.match_info["upstream"]
-        named_by = (self._name(),) if name in self._desk.config.upstream else ()
-        return await self._write(
-            request, RemoveUpstream(named_by=named_by, **self._common(request))
-        )
+        common = self._common(request)
+        naming = await named_by(self._desk, common["upstream"], force=common["force"])
+        return await self._write(request, RemoveUpstream(named_by=naming, **common))
+
+    async def restore(self, request: web.Request, content: dict[str, Any]) -> web.Response:
+        """Make all upstreams what a backup says; an ordinary write."""
+        return await self._write(request, Restore(content=content, **self._common(request)))
+
+    async def renew(self, request: web.Request) -> web.Response:
+        """Extend a lease by its whole time; that takes no revision."""
+        if body := await read_object(request):
+            raise Problem("bad-request", f'"{next(iter(body))}" is not known here', "it takes none")
+        key = self._present_key(request)
+        by = by_of(request, self._name())
+        plain = await self._desk.group.renew(request.match_info["upstream"], key, by)
+        return respond(plain)
 
     async def _write(self, request: web.Request, command: Command) -> web.Response:
         desk = self._desk
@@ -110,15 +125,18 @@ class Writes:
         try:
             reply = await desk.store.propose(command)
         except UnknownOutcome as error:
-            key = command.idempotency_key
-            more = {} if key is None else {"idempotency_key": key}
-            raise Problem("unknown-outcome", error.message, error.hint, **more) from None
+            raise Problem(
+                "unknown-outcome",
+                error.message,
+                error.hint or "repeat it with this idempotency_key: it will not act twice",
+                idempotency_key=command.idempotency_key,
+            ) from None
         refuse(reply)
         _tell(command, reply, desk.store.registry)
         routed = await desk.wait_routed(reply.revision, ROUTED_SECONDS_MAX)
         plain: dict[str, Any] = {"revision": reply.revision, "routed": routed}
         if wait == "all":
-            plain["behind"] = [] if routed else [self._name()]
+            plain |= await wait_all(desk, reply.revision)
         etag = reply.revision
         if reply.backend is not None:
             etag = reply.backend.revision
@@ -137,7 +155,7 @@ class Writes:
 
     def _common(self, request: web.Request) -> dict[str, Any]:
         """What every command carries."""
-        upstream = request.match_info["upstream"]
+        upstream = request.match_info.get("upstream", "")
         configured = self._desk.config.upstream.get(upstream)
         return {
             "upstream": upstream,
@@ -146,7 +164,8 @@ class Writes:
             "force": flag(request, "force"),
             "min_active": 0.0 if configured is None else configured.min_active,
             "if_match": if_match_in(request.headers.get("If-Match")),
-            "idempotency_key": request.headers.get("Idempotency-Key"),
+            # Ours if need be: who does not learn what came of it can still repeat it safely.
+            "idempotency_key": request.headers.get("Idempotency-Key") or uuid.uuid4().hex,
         }
 
     def _present_key(self, request: web.Request) -> str:
@@ -225,8 +244,6 @@ def fields_in(body: Mapping[str, Any], key: str) -> Fields:
             close = get_close_matches(name, FIELDS, n=1)
             hint = f'did you mean "{close[0]}"?' if close else f"there are {', '.join(FIELDS)}"
             raise Problem("bad-request", f'"{name}" is not a field of a backend', hint)
-    if "ttl" in body:
-        raise Problem("not-supported", "ttl is not yet supported", "leave it out")
     if body.get("name") not in (None, key):
         raise Problem(
             "bad-request",
@@ -240,6 +257,7 @@ def fields_in(body: Mapping[str, Any], key: str) -> Fields:
         state=_state(body),
         backup=_flag(body, "backup"),
         labels=_labels(body),
+        ttl=_ttl(body),
     )
 
 
@@ -294,6 +312,17 @@ def _flag(body: Mapping[str, Any], name: str) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise Problem("bad-request", f"{name} must be true or false")
+
+
+def _ttl(body: Mapping[str, Any]) -> float | None:
+    value = body.get("ttl")
+    if value is None:
+        return None
+    try:
+        return Duration().read(value)
+    except PydanticCustomError as error:
+        hint = str((error.context or {}).get("hint", ""))
+        raise Problem("bad-request", f"ttl: {error.message()}", hint) from None
 
 
 def _state(body: Mapping[str, Any]) -> State | None:

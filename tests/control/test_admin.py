@@ -188,8 +188,8 @@ def test_the_config_in_force_is_shown_with_units(office: Office) -> None:
         (f"{APP}/backends/127.0.0.1:1", "not-found"),
         ("/v1/nothing", "not-found"),
         ("/nothing", "not-found"),
-        ("/v1/events", "not-yet-supported"),
-        ("/v1/group/members/b", "not-yet-supported"),
+        ("/v1/locks", "not-yet-supported"),
+        ("/v1/locks/one", "not-yet-supported"),
     ],
 )
 def test_what_is_not_there_is_a_problem(office: Office, path: str, code: str) -> None:
