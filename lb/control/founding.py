@@ -137,12 +137,12 @@ class Founding:
         addresses |= set(config.join) | ({self.invited} if self.invited else set())
         answers: dict[str, Answer] = {}
 
-        async def ask(address: str) -> None:
-            answer = await self._call_who(address)
+        async def take(address: str) -> None:
+            answer = await self.ask(address)
             if answer is not None:
                 answers[address] = answer
 
-        await asyncio.gather(*(ask(address) for address in sorted(addresses)))
+        await asyncio.gather(*(take(address) for address in sorted(addresses)))
         return answers
 
     async def _join(self, decision: Join) -> None:
@@ -170,7 +170,8 @@ class Founding:
         group.peers.meet({id_: (name, address) for id_, name, address in others})
         log.info("joined group %s", seat.group)
 
-    async def _call_who(self, address: str) -> Answer | None:
+    async def ask(self, address: str) -> Answer | None:
+        """Ask an instance which group it holds; None if it does not answer."""
         assert self._group.peers is not None
         try:
             said = await self._group.peers.call(address, "who", {}, ASK_SECONDS_MAX)

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from lb import __version__
 from lb.build import BUILD
 from lb.config.schema import Group as GroupConfig
+from lb.control.agreement import Agreement
 from lb.control.duties import LEVEL, Duties, Wish
 from lb.control.founding import Founding
 from lb.control.last_good import LastGood
@@ -39,6 +41,7 @@ from lb.control.seat import Seat, SeatFiles, Standing
 from lb.control.state_machine import Applied
 from lb.control.store import (
     NoQuorum,
+    NotStored,
     OnChange,
     RefusedError,
     UnknownOutcome,
@@ -46,7 +49,7 @@ from lb.control.store import (
 from lb.control.wal import DamagedLog
 from lb.errors import AccordError
 from lb.raft.messages import NOBODY, SoftState
-from lb.registry import Command, Registry, Reply
+from lb.registry import By, Command, MoveMember, Registry, Reply
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,8 @@ class Group:
         self.leader_changes = 0
         self.leader_lost_at: float | None = None
         self.own_news: Callable[[], Plain] = dict  # What we say to others of ourselves.
+        self.agreement = Agreement()
+        self.stranger = ""  # A group that an instance of our file belongs to, and not ours.
         self._last_good = LastGood(data_dir)
         self._shown = Registry(id="")
         self._leader = NOBODY
@@ -362,6 +367,7 @@ class Group:
 
     def _tell(self, changed: Sequence[Applied]) -> None:
         for each in changed:
+            self.agreement.note(each.registry)
             for on_applied in self._on_applied:
                 on_applied(each)
             if each.member_change:
@@ -441,6 +447,47 @@ class Group:
             await asyncio.sleep(NEWS_EVERY)
             self.news = dict(await self.ask_all("standing", {}, NEWS_EVERY))
             self._heed_refusals()
+            self._compare_states()
+            await self._tell_address()
+            await self._look_for_strangers()
+
+    def _compare_states(self) -> None:
+        """Stop applying if the leader, by the same commands, has come to another registry."""
+        leader = self._shown.members.get(self._leader)
+        said = self.news.get(leader.name, {}) if leader else {}
+        revision = self.agreement.differs(said.get("hashes", []))
+        if revision and self.replica is not None:
+            self.replica.halt(
+                f"its registry differs from the leader's as of revision {revision}",
+                "report this; to go on, stop it, remove raft/ in its data_dir, and start it again",
+            )
+
+    async def _tell_address(self) -> None:
+        """Have the others reach us where our config says."""
+        own = self._shown.members.get(self._own_id)
+        if self.replica is None or own is None or own.address == self.address:
+            return
+        by = By(member=self.name, source="group")
+        move = MoveMember(by=by, at=self.wall(), member=own.id, address=self.address)
+        with suppress(NoQuorum, NotStored, UnknownOutcome):  # The next round tries again.
+            await self.replica.propose(move)
+
+    async def _look_for_strangers(self) -> None:
+        """See whether an instance that our file names has got into another group."""
+        config, group = self.config(), self.seat.group if self.seat else ""
+        known = {each.address for each in self._shown.members.values()} | {self.address}
+        if config is None or self.replica is None:
+            return
+        before, self.stranger = self.stranger, ""
+        for address in sorted(set(config.members.values()) - known):
+            answer = await self.founding.ask(address)
+            if answer is not None and answer.group not in ("", group):
+                self.stranger = (
+                    f"{answer.name} ({address}) belongs to another group, {answer.group}: on the "
+                    "one that is wrong stop it, remove raft/ in its data_dir, and start it again"
+                )
+        if self.stranger and self.stranger != before:
+            log.warning("%s", self.stranger)
 
     def _heed_refusals(self) -> None:
         """See whether the others took us out while we were not there to hear of it."""

@@ -79,7 +79,7 @@ class GroupDesk:
             return "forming", group.founding.waiting.why
         if not self._quorum():
             return "no-quorum", "there is no leader: a quorum of voters is not reachable from here"
-        return "ok", ""
+        return "ok", group.stranger
 
     def _role(self) -> RoleWord:
         group, replica = self._group, self._group.replica
@@ -353,16 +353,19 @@ class GroupDesk:
             "voter": config.voter if config else "auto",
             "level": LEVEL,
             "progress": progress,
+            "hashes": self._group.agreement.to_plain(),
         }
 
     async def _who(self, _: Claim, __: Plain) -> Plain:
         group = self._group
+        replica = group.replica
         leader = group.registry.members.get(group.leader)
+        at = group.address if replica and replica.leads else leader.address if leader else ""
         is_member = group.replica is not None or group.trouble is not None
         return {
             "name": group.name,
             "group": group.seat.group if is_member and group.seat else "",
-            "leader": leader.address if leader else "",
+            "leader": at,
         }
 
     async def _join(self, claim: Claim, params: Plain) -> Plain:

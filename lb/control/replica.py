@@ -158,7 +158,7 @@ class Replica:
             self._ticker.cancel()
         self._waiting.end()
 
-    def _halt(self, why: str, hint: str) -> None:
+    def halt(self, why: str, hint: str) -> None:
         """Stop for good: this member can't go on, and says so."""
         if self._running:
             self._stop()
@@ -366,7 +366,7 @@ class Replica:
                 drive.drive(self.node, self)
         except AssertionError:
             log.exception("the group's core is in a state that can't be; this is a bug")
-            self._halt("it is in a state that can't be", "report the traceback above; restart")
+            self.halt("it is in a state that can't be", "report the traceback above; restart")
 
     def _synced(self, synced: Synced) -> None:
         """The disk has made sure of writes."""
@@ -419,7 +419,7 @@ class Replica:
         try:
             registry = await asyncio.to_thread(decode_state, snapshot.data)
         except BadStateError as error:
-            self._halt(error.message, error.hint)
+            self.halt(error.message, error.hint)
             return
         self.machine.registry = registry
         self._waiting.skipped(snapshot.meta.index)
@@ -436,7 +436,7 @@ class Replica:
                 applied = self.machine.apply(entry)
             except CannotApplyError as error:
                 self._outside.applied(news)
-                self._halt(error.message, error.hint)
+                self.halt(error.message, error.hint)
                 return
             self._waiting.applied(entry, applied)
             self._since_snapshot[0] += 1

@@ -16,6 +16,7 @@ from lb.registry.commands import (
     Command,
     ExpireLeases,
     Fields,
+    MoveMember,
     PatchBackend,
     PatchUpstream,
     PutBackend,
@@ -42,7 +43,7 @@ UNIX_PATH_MAX = 107
 KEY_LENGTH_MAX = 255  # Of an idempotency key.
 SHOWN_LENGTH_MAX = 80  # Of what is quoted in a refusal.
 
-ABOUT_NONE = (ExpireLeases, RaiseLevel, Restore)
+ABOUT_NONE = (ExpireLeases, MoveMember, RaiseLevel, Restore)
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_-]+)*\.?", re.ASCII)

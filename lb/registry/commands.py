@@ -196,6 +196,17 @@ class RaiseLevel(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveMember(Command):
+    """Have the others reach a member at another address: its own config says so."""
+
+    kind: ClassVar[str] = "move-member"
+
+    upstream: str = ""
+    member: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Restore(Command):
     """
     Make all upstreams what `content`, the plain form of a registry, has of them.
@@ -325,6 +336,7 @@ COMMANDS: Mapping[str, type[Command]] = {
         RenewLease,
         ExpireLeases,
         RaiseLevel,
+        MoveMember,
         Restore,
     )
 }

@@ -20,6 +20,7 @@ from lb.registry.commands import (
     Command,
     ExpireLeases,
     Fields,
+    MoveMember,
     Outcome,
     PatchBackend,
     PatchUpstream,
@@ -85,6 +86,8 @@ def _apply_once(registry: Registry, command: Command, term: int) -> tuple[Regist
                 drafts = _expire(registry, command, term)
             case RaiseLevel():
                 return _raise_level(registry, command)
+            case MoveMember():
+                return _move_member(registry, command)
             case Restore():
                 stamp = Changed(command.by, registry.revision + 1, command.at)
                 drafts, gone = restore(registry, command, stamp)
@@ -384,6 +387,19 @@ def _raise_level(registry: Registry, command: RaiseLevel) -> tuple[Registry, Rep
     if command.level <= registry.level:
         return registry, Reply(Outcome.UNCHANGED, registry.revision)
     return replace(registry, level=command.level), Reply(Outcome.CHANGED, registry.revision)
+
+
+def _move_member(registry: Registry, command: MoveMember) -> tuple[Registry, Reply]:
+    before = registry.members.get(command.member)
+    if before is None:
+        raise RefusedError(Code.NOT_FOUND, "that is no member of the group")
+    if before.address == command.address:
+        return registry, Reply(Outcome.UNCHANGED, registry.revision)
+    revision = registry.revision + 1
+    stamp = Changed(command.by, revision, command.at)
+    moved = replace(before, address=command.address, changed=stamp)
+    members = {**registry.members, command.member: moved}
+    return replace(registry, revision=revision, members=members), Reply(Outcome.CHANGED, revision)
 
 
 def _remove_upstream(registry: Registry, command: RemoveUpstream) -> tuple[Registry, Reply]:

@@ -7,9 +7,13 @@ import pytest
 from lb.registry import (
     By,
     Changed,
+    Code,
     Member,
+    MoveMember,
+    Outcome,
     Registry,
     UnknownCommandError,
+    apply,
     change_member,
     encode_member,
     member_named,
@@ -92,3 +96,27 @@ def test_a_registry_of_an_older_version_is_read() -> None:
 def test_a_registry_of_a_newer_level_is_not_read() -> None:
     with pytest.raises(ValueError, match="feature level 99"):
         registry_from_plain(registry_to_plain(with_backends(A)) | {"level": 99})
+
+
+def test_a_member_that_moved_is_found_at_its_new_address() -> None:
+    registry = change_member(Registry(id="g"), "add", 7, encode_member("a", "h:1", By(), 1.0))
+    move = MoveMember(member=7, address="h:2", by=By(member="a"), at=2.0)
+
+    after, reply = apply(registry, move)
+    again, unchanged = apply(after, move)
+
+    assert after.members[7].address == "h:2"
+    assert after.members[7].changed.by.member == "a"
+    assert reply.revision == after.revision == registry.revision + 1
+    assert again is after
+    assert unchanged.outcome is Outcome.UNCHANGED
+
+
+def test_nobody_moves_who_is_no_member() -> None:
+    registry = Registry(id="g")
+
+    after, reply = apply(registry, MoveMember(member=7, address="h:2", by=By(), at=2.0))
+
+    assert after is registry
+    assert reply.refusal is not None
+    assert reply.refusal.code is Code.NOT_FOUND
