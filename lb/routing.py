@@ -85,8 +85,17 @@ class Router:
         Return what to do with a request.
 
         `host` is lower case and without port, `path` normal and without query, `headers` gives
-        the values of all fields of a lower-case name.
+        the values of all fields of a lower-case name. ClientError where the path is one route's
+        as it stands, and another's for a server that takes `%2F` for a separator.
         """
+        match = self._find(listener, host, path, method, headers)
+        if "%2F" in path:
+            other = _SLASHES.sub("/", path.replace("%2F", "/"))
+            if self._find(listener, host, other, method, headers) != match:
+                raise ClientError(400, "the path is two routes' at once: it has %2F in it")
+        return match
+
+    def _find(self, listener: str, host: str, path: str, method: str, headers: Headers) -> Match:
         table = self._tables.get(listener)
         if table is None:
             return NOT_FOUND
@@ -161,6 +170,7 @@ def conflicts(routes: Sequence[Route]) -> list[tuple[str, str]]:
 
 _SPECIAL = re.compile(r"[%\\;]|//|/\.")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
+_SLASHES = re.compile("/{2,}")
 _SEPARATORS = re.compile(r"\\|%2F|%5C")
 _UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 

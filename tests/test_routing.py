@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb.errors import ClientError
 from lb.model import Listener, Respond, Route
 from lb.routing import (
     NOT_FOUND,
@@ -468,3 +469,33 @@ def test_conflicts(one: dict[str, object], other: dict[str, object], clash: bool
     found = conflicts([to("a", **one), to("between", path="/between"), to("b", **other)])
 
     assert found == ([("a", "b")] if clash else [])
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/admin%2Fx", None),
+        ("/%2Fadmin", None),
+        ("/admin%2F", None),
+        ("/admin/a%2Fb", "admin"),
+        ("/files/a%2Fb", "files"),
+        ("/a%2Fadmin", "rest"),
+        ("/files%2F", None),
+    ],
+)
+def test_an_encoded_slash_that_decides(path: str, expected: str | None) -> None:
+    routes = router(to("admin", path="/admin"), to("files", path="/files/"), to("rest"))
+    if expected is None:
+        with pytest.raises(ClientError, match="two routes' at once"):
+            ask(routes, path)
+    else:
+        found = ask(routes, path).route
+        assert found is not None
+        assert found.name == expected
+
+
+def test_an_encoded_slash_in_front_of_another_method() -> None:
+    routes = router(to("get", path="/v1", methods=("GET",)), to("rest"))
+    with pytest.raises(ClientError):
+        ask(routes, "/v1%2Fx", method="GET")
+    assert ask(routes, "/v1%2Fx", method="PUT").route is not None  # Both are the other one's.

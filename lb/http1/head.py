@@ -80,6 +80,11 @@ _DROPPED_FROM_REQUEST: Final = HOP_BY_HOP | _OURS
 _NEVER_NOMINATED: Final = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"via", b"close", b"keep-alive", b""}
 )
+# httptools knows these, and objects to them in HTTP; to us they are methods like any unknown one.
+_OF_OTHER_PROTOCOLS: Final = frozenset(
+    b"ANNOUNCE DESCRIBE FLUSH GET_PARAMETER PAUSE PLAY PRI RECORD REDIRECT SETUP SET_PARAMETER"
+    b" TEARDOWN".split()
+)
 NAMES_KEPT_MAX: Final = 1024  # field names whose rule is remembered
 
 
@@ -240,6 +245,8 @@ def judge_request(head: bytes) -> None:
     except httptools.HttpParserInvalidMethodError:
         raise ClientError(501, "unknown method") from None
     except httptools.HttpParserError as error:
+        if head.partition(b" ")[0] in _OF_OTHER_PROTOCOLS:
+            raise ClientError(501, "unknown method") from None
         raise ClientError(400, f"malformed request: {error}") from None
 
 

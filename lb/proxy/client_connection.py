@@ -395,8 +395,8 @@ class ClientConnection:
             self._begin(head, started)
         except ClientError as error:
             end_word = "too_large" if error.status in (413, 414, 431) else "client_error"
-            hint = ""
-            if error.hint:
+            hint = f" ({error.hint})" if error.hint else ""
+            if error.hint.startswith("limits."):
                 hint = f" ({self._setting(error.hint).rstrip()})"
                 self.met_limit(error.hint.removeprefix("limits."))
             self._refuse(Reply(error.status, end_word, error.message + hint), head)
