@@ -14,6 +14,7 @@ import random
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from typing import Any
@@ -36,6 +37,7 @@ from lb.control.file_memory import FileMemory
 from lb.control.group import Group
 from lb.control.group_desk import GroupDesk
 from lb.control.in_force import PART, InForce
+from lb.control.outliers import Outliers
 from lb.control.peers import Claim, Plain
 from lb.control.probe import Asker
 from lb.control.prober import Prober, subjects_of
@@ -48,12 +50,14 @@ from lb.edition import Composer, Edition, FormatError, Resolved, Sources, unpack
 from lb.errors import AccordError
 from lb.link import Frame, Message, Stream
 from lb.metrics import Reading
+from lb.outlier import Ejected
 from lb.registry import By, Registry
 
 log = logging.getLogger(__name__)
 
 CHECKS_PART = "control/checks"
 NAMES_PART = "control/names"
+OUTLIERS_PART = "control/outliers"
 FIRST_ANSWERS_SECONDS = 2.0  # A name that takes longer has no address in the first edition.
 TASKS_MAX = 1024
 DISK_FAILED = (
@@ -186,7 +190,11 @@ class Controller:
         asker = Asker()
         self._prober = Prober(asker, self._verdict_changed, wall_time, random.Random(), self._loop)
         self._resolver = Resolver(self._backends_changed)
+        self._outliers = Outliers(
+            self._sources, self._verdict_changed, time.monotonic, random.Random()
+        )
         if kept is not None:
+            self._outliers.restore(orjson.loads(kept.parts.get(OUTLIERS_PART, b"{}")))
             # A part is missing where an older program kept the edition.
             self._prober.restore(orjson.loads(kept.parts.get(CHECKS_PART, b"{}")))
             self._resolver.restore(orjson.loads(kept.parts.get(NAMES_PART, b"{}")))
@@ -341,6 +349,10 @@ class Controller:
                 self._publisher.attach(slot, stream, frame.fields["parts"], frame.fields["number"])
             elif frame.kind == "live" and self._linked.get(slot) is stream:
                 self._publisher.on_live(slot, frame.fields["number"])
+            elif frame.kind == "outlier":
+                self._outliers.found(slot, **frame.fields)
+            elif frame.kind == "returned":
+                self._outliers.returned(**frame.fields)
 
         def ended(stream: Stream) -> None:
             if self._linked.get(slot) is stream:
@@ -366,6 +378,7 @@ class Controller:
             verdicts=self._prober.verdicts,
             resolved=self._resolver.resolved,
             certificates=self._certificates.current,
+            ejections=self._outliers.ejections,
         )
 
     def _control_parts(self) -> dict[str, bytes]:
@@ -373,10 +386,12 @@ class Controller:
             PART: self._in_force.to_part(),
             CHECKS_PART: orjson.dumps(self._prober.to_plain()),
             NAMES_PART: orjson.dumps(self._resolver.to_plain()),
+            OUTLIERS_PART: orjson.dumps(self._outliers.to_plain()),
             certificates.PART: self._certificates.to_part(),
         }
 
     def _verdict_changed(self) -> None:
+        self._outliers.verdicts_changed()
         if self._begun:  # Before that an edition would name addresses that we may not get.
             self._publisher.touch()
 
@@ -390,6 +405,7 @@ class Controller:
         self._prober.update(
             subjects_of(config, registry, self._resolver.resolved, self._certificates.context)
         )
+        self._outliers.backends_changed()
         if self._begun:
             self._publisher.touch()
 
@@ -452,6 +468,10 @@ class Controller:
     def checks(self, upstream: str) -> Mapping[str, Check]:
         """Say what the prober knows of an upstream's endpoints."""
         return self._prober.checks(upstream)
+
+    def ejected(self) -> Ejected:
+        """Say who is taken out by what traffic showed."""
+        return self._outliers.ejections
 
     def resolved(self) -> Resolved:
         """Return the endpoints of backends that are names."""

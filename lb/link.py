@@ -32,9 +32,12 @@ A child says `hello` first and obeys nothing but its channel and that channel's 
                               stop      drain (null: as configured)
     worker -> controller      hello     slot, build, number, parts {name: digest} that it holds
                               live      number
+                              outlier   upstream, address, cause: it fails too often
+                              returned  upstream, address: ejected, and it answers again
     controller -> worker      part      name; the body is the part
                               gone      name: that part is no more
                               commit    number: swap to what was sent
+                              cut       upstream, key: end what runs on a backend that left
 """
 
 from __future__ import annotations

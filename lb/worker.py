@@ -222,13 +222,22 @@ class Worker:
         if self._stream is not None:
             self._stream.close()
         self._frames.clear()  # From a controller that is gone; the next sends what we lack.
-        self._stream = await link.open_stream(socket.socket(fileno=fds[0]), self._take_frame)
+        self._stream = await link.open_stream(
+            socket.socket(fileno=fds[0]), self._take_frame, self._stream_ended
+        )
         assembly = self._assembly
         self._stream.send(
             "hello", slot=self._slot, build=BUILD, number=assembly.number, parts=assembly.digests
         )
         self._said_live = 0
         self._say_where_we_are()
+        if self._switchboard is not None:
+            self._switchboard.outliers.attach(self._stream.send)
+
+    def _stream_ended(self, stream: Stream) -> None:
+        """Decide by ourselves until there is a controller again."""
+        if stream is self._stream and self._switchboard is not None:
+            self._switchboard.outliers.detach()
 
     def _take_frame(self, stream: Stream, frame: Frame) -> None:
         if stream is not self._stream:
@@ -264,6 +273,9 @@ class Worker:
                 self._assembly.drop(frame.fields["name"])
             case "commit":
                 self._install(self._assembly.commit(frame.fields["number"]))
+            case "cut":
+                assert self._switchboard is not None, "a stream comes after the welcome"
+                self._switchboard.cut(**frame.fields)
             case kind:
                 log.error("the controller says %r, which is no word of ours", kind)
 
@@ -274,7 +286,9 @@ class Worker:
                 address for listener in change.plans.listeners for address in listener.addresses
             )
         assert self._switchboard is not None, "an edition comes with the welcome or after it"
-        self._switchboard.install(change.plans, change.upstreams, change.verdicts, change.material)
+        self._switchboard.install(
+            change.plans, change.upstreams, change.verdicts, change.material, change.ejections
+        )
         if any(queue[0] in self._wanted for queue in self._held):
             self._inbox.put_nowait(({"kind": "tend"}, []))
         self._say_where_we_are()

@@ -24,6 +24,7 @@ from lb.edition import Composer, Edition, Resolved, Sources
 from lb.errors import AccordError
 from lb.metrics import Meters, Reading, create_memory
 from lb.model import Health
+from lb.outlier import Ejected
 from lb.registry import (
     ApplyFile,
     By,
@@ -222,6 +223,9 @@ class Desk:
 
     def checks(self, upstream: str) -> Mapping[str, Check]:
         return self.verdicts.get(upstream, {})
+
+    def ejected(self) -> Ejected:
+        return {}
 
     def resolved(self) -> Resolved:
         return {}

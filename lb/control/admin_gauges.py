@@ -8,7 +8,7 @@ from typing import get_args
 from prometheus_client.metrics_core import Metric
 
 from lb import __version__
-from lb.control.admin_reads import checks_of, entry_of, health_of, upstream_names
+from lb.control.admin_reads import checks_of, entry_of, health_of, is_ejected, upstream_names
 from lb.control.desk import Desk, GroupStanding, Role, Standing
 from lb.exposition import family, standard_metrics
 from lb.model import Health, State
@@ -92,18 +92,21 @@ def _of_group(standing: GroupStanding) -> Iterator[Metric]:
 
 
 def _of_backends(desk: Desk) -> Iterator[Metric]:
-    up, states, healths, weights = [], [], [], []
+    up, states, healths, weights, ejected = [], [], [], [], []
     for upstream in upstream_names(desk):
         for key, backend in entry_of(desk, upstream).backends.items():
             labels = {"upstream": upstream, "backend": key}
             health = health_of(desk, upstream, backend)
-            up.append((labels, _is_up(backend, health)))
+            out = is_ejected(desk, upstream, backend)
+            up.append((labels, _is_up(backend, health) and not out))
+            ejected.append((labels, out))
             weights.append((labels, backend.weight))
             states += [({**labels, "state": each}, backend.state == each) for each in State]
             healths += [({**labels, "health": each}, health == each) for each in Health]
     yield family("lb_backend_up", up)
     yield family("lb_backend_state", states)
     yield family("lb_backend_health", healths)
+    yield family("lb_backend_ejected", ejected)
     yield family("lb_backend_weight", weights)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from time import monotonic
 from typing import Any, Final
 
 from aiohttp import web
@@ -18,6 +19,7 @@ from lb.control.problems import Problem
 from lb.edition import endpoints_of
 from lb.metrics import Reading
 from lb.model import Health
+from lb.outlier import Ejection
 from lb.plans import is_checked
 from lb.registry import By, Changed, Entry, Source, UpstreamEntry
 
@@ -260,6 +262,7 @@ def backend_as_plain(
 ) -> dict[str, Any]:
     """Return one backend as the design shows it."""
     endpoints = _endpoints(desk, upstream, backend.address)
+    ejections = desk.ejected().get(upstream, {})
     labels = {"upstream": upstream, "backend": backend.key}
     return {
         "address": backend.address,
@@ -273,7 +276,7 @@ def backend_as_plain(
         "labels": dict(backend.labels),
         "revision": backend.revision,
         "health": _health(_checked(desk, upstream), endpoints),
-        "ejected": False,
+        "ejected": is_ejected(desk, upstream, backend),
         "last_check": _last_check(endpoints),
         "in_flight": int(reading.total("lb_backend_active_requests", **labels)),
         "requests": int(reading.total("lb_backend_requests_total", **labels)),
@@ -285,7 +288,8 @@ def backend_as_plain(
                 "address": address,
                 "health": check.verdict.value,
                 "last_check": _plain_check(check),
-                "ejected": False,
+                "ejected": address in ejections,
+                "ejection": _plain_ejection(ejections.get(address)),
             }
             for address, check in endpoints.items()
         ],
@@ -295,6 +299,13 @@ def backend_as_plain(
 def health_of(desk: Desk, upstream: str, backend: Entry) -> str:
     """Return the verdict on a backend: that of the best of its endpoints."""
     return _health(_checked(desk, upstream), _endpoints(desk, upstream, backend.address))
+
+
+def is_ejected(desk: Desk, upstream: str, backend: Entry) -> bool:
+    """Whether all of a backend's endpoints are taken out by what traffic showed."""
+    ejections = desk.ejected().get(upstream, {})
+    endpoints = endpoints_of(backend.address, desk.resolved())
+    return bool(endpoints) and all(address in ejections for address in endpoints)
 
 
 def checks_of(desk: Desk, upstream: str, backend: Entry) -> Collection[Check]:
@@ -363,6 +374,13 @@ def _last_check(endpoints: Mapping[str, Check]) -> dict[str, Any] | None:
 
 def _plain_check(check: Check) -> dict[str, Any] | None:
     return None if check.last_check is None else dict(check.last_check)
+
+
+def _plain_ejection(ejection: Ejection | None) -> dict[str, Any] | None:
+    if ejection is None:
+        return None
+    left = max(0.0, ejection.until - monotonic())
+    return {"cause": ejection.cause, "times": ejection.times, "seconds_left": round(left, 1)}
 
 
 def _leaving(reading: Reading, upstream: str, entry: UpstreamEntry) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ from lb.control.store import Store
 from lb.edition import Edition, Resolved
 from lb.metrics import Reading
 from lb.model import Health
+from lb.outlier import Ejected
 from lb.registry import By
 
 
@@ -187,6 +188,10 @@ class Desk(Protocol):
 
     def checks(self, upstream: str) -> Mapping[str, Check]:
         """What the prober knows of this upstream's endpoints, by endpoint address."""
+        ...
+
+    def ejected(self) -> Ejected:
+        """Endpoints that are out by what traffic showed, by upstream and address."""
         ...
 
     def resolved(self) -> Resolved:

@@ -21,11 +21,12 @@ from typing import Final
 
 from lb.errors import OurError
 from lb.http1 import forwarding
-from lb.http1.forwarding import CHUNKED
+from lb.http1.forwarding import CHUNKED, IDEMPOTENT
 from lb.http1.framing import LAST_CHUNK, BodyReader, Octets, chunk
 from lb.http1.head import RequestHead, ResponseHead
 from lb.http1.peers import Peer
 from lb.http1.replies import Reply
+from lb.outlier import LOWEST_STATUS
 from lb.proxy.accesslog import FLUSH_LINES
 from lb.proxy.client import Client
 from lb.proxy.deadlines import NEVER
@@ -86,7 +87,11 @@ class Exchange(Trying):
         if limit is not None and self._head.fields.length > limit:
             self._refuse_body(limit)
             return
-        self._go(upstream, upstream.pick((), key, self._started), self._started)
+        endpoint = None
+        if upstream.trials:
+            safe = self._whole and self.method in IDEMPOTENT
+            endpoint = upstream.pick_trial(self._started, safe=safe)
+        self._go(upstream, endpoint or upstream.pick((), key, self._started), self._started)
 
     def answer(self, reply: Reply) -> None:
         """Answer by ourselves; ends the exchange."""
@@ -184,6 +189,10 @@ class Exchange(Trying):
         detail = f"route.{self._plan.route}.timeout passed"
         self._end_early(Reply(504, "backend_timeout", detail))
 
+    def ask_to_end(self) -> None:
+        """The backend has left, and `drain.soft` has passed: be the last on this connection."""
+        self._keep = False
+
     def overdue(self) -> None:
         """The backend has left, and `drain.force` has passed."""
         self._end_early(Reply(503, "shutdown", "drain.force of the upstream passed"))
@@ -275,6 +284,11 @@ class Exchange(Trying):
         if self._chunking:
             self._bytes_out += len(LAST_CHUNK)
             self._client.write(LAST_CHUNK)
+        endpoint = self._endpoint
+        assert endpoint is not None, "somebody answered"
+        if endpoint.failures or self._status >= LOWEST_STATUS:
+            assert self._upstream is not None, "see start"
+            self._upstream.judge(endpoint, self._status, now)
         self._drop_backend("ok", now, reusable=reusable and self._whole)
         self._finish("ok", now, keep=self._keep and self._whole)
 

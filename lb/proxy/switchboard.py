@@ -20,15 +20,17 @@ from lb.http1.peers import Peer, Trust, behind
 from lb.http1.replies import Reply
 from lb.metrics import Meters
 from lb.model import Endpoint, Health, Listener, Plans, Route, Upstream
+from lb.outlier import Ejection
 from lb.proxy.accesslog import AccessLog
 from lb.proxy.arrival import Arrival
 from lb.proxy.client_connection import ClientConnection
 from lb.proxy.door import Door
 from lb.proxy.exchange import Exchange
+from lb.proxy.outliers import Outliers
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.tls import TlsTransport
 from lb.proxy.tls_contexts import ServerTls
-from lb.proxy.upstream import LiveUpstream
+from lb.proxy.upstream import LiveEndpoint, LiveUpstream
 from lb.routing import Kind, Match, Router, normalise, pick_share
 
 # What a path must hold before normalising can change or refuse it.
@@ -83,6 +85,8 @@ class Switchboard:
         self._log: AccessLog | None = None
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
         self._verdicts: dict[str, dict[str, Health]] = {}
+        self._ejections: dict[str, dict[str, Ejection]] = {}
+        self.outliers = Outliers(worker, rng)
         self._policies: Plans | None = None
         self._series_kept_at = 0.0
         self.worker.deadlines.every_tick(self.worker.on_tick)
@@ -97,6 +101,7 @@ class Switchboard:
         upstreams: dict[str, tuple[Endpoint, ...]] | None,
         verdicts: dict[str, dict[str, Health]] | None,
         material: dict[str, bytes] | None = None,
+        ejections: dict[str, dict[str, Ejection]] | None = None,
     ) -> None:
         """
         Serve by these from now on; None stands for what did not change.
@@ -110,6 +115,9 @@ class Switchboard:
             touched |= {name for name in verdicts.keys() | self._verdicts.keys()
                         if verdicts.get(name) != self._verdicts.get(name)}  # fmt: skip
             self._verdicts = verdicts
+        if ejections is not None:
+            touched |= ejections.keys() | self._ejections.keys()
+            self._ejections = ejections
         if upstreams is not None:
             touched |= {name for name in upstreams.keys() | self._endpoints.keys()
                         if upstreams.get(name) != self._endpoints.get(name)}  # fmt: skip
@@ -126,9 +134,16 @@ class Switchboard:
                     self._endpoints.get(policy.name, ()),
                     self._verdicts.get(policy.name, {}),
                     self._material,
+                    None if ejections is None else ejections.get(policy.name, {}),
                 )
         if plans is not None:
             self._direct = dict(self._direct_ways())
+
+    def cut(self, upstream: str, key: str) -> None:
+        """Cut what still runs on a backend that was removed."""
+        for each in (self._upstreams.get(upstream), *self._departed):
+            if each is not None and each.name == upstream:
+                each.cut(key)
 
     def reopen_logs(self) -> None:
         """Open log files anew, under their names."""
@@ -344,7 +359,13 @@ class Switchboard:
             self._departed.append(gone)
         for name in names - self._upstreams.keys():
             self._upstreams[name] = LiveUpstream(
-                name, self._loop, self.worker.deadlines, self._meters, self._rng, self.workers
+                name,
+                self._loop,
+                self.worker.deadlines,
+                self._meters,
+                self._rng,
+                self.workers,
+                self.outliers,
             )
         self._plans.clear()  # running exchanges hold on to theirs
         for client in self.clients:
@@ -423,18 +444,30 @@ class Switchboard:
     def _on_tick(self, now: float) -> None:
         for door in self._doors.values():
             self._meters.view[door.shown] = door.open
-        overdue = set()
+        overdue: set[LiveEndpoint] = set()
+        asked: set[LiveEndpoint] = set()
         for upstream in (*self._upstreams.values(), *self._departed):
-            overdue.update(upstream.on_tick(now))
+            cut, ask = upstream.on_tick(now)
+            overdue.update(cut)
+            asked.update(ask)
         self._departed = [upstream for upstream in self._departed if upstream.active]
-        if overdue:
-            for client in tuple(self.clients):
-                if client.exchange is not None and client.exchange.uses(overdue):
-                    client.exchange.overdue()
+        if overdue or asked:
+            self._end_exchanges(overdue, asked)
         if now - self._series_kept_at > _KEEP_SERIES_EVERY_S:
             self._series_kept_at = now
             self._meters.keep(self._backends(), now)
             self._meters.sweep(now)
+
+    def _end_exchanges(self, overdue: set[LiveEndpoint], asked: set[LiveEndpoint]) -> None:
+        """End what still runs on endpoints that have left, or have it be the last there."""
+        for client in tuple(self.clients):
+            exchange = client.exchange
+            if exchange is None:
+                continue
+            if exchange.uses(overdue):
+                exchange.overdue()
+            elif exchange.uses(asked):
+                exchange.ask_to_end()
 
     def _backends(self) -> set[tuple[str, str]]:
         upstreams = (*self._upstreams.values(), *self._departed)

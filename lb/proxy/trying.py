@@ -20,6 +20,7 @@ from lb.http1.head import RequestHead, ResponseHead
 from lb.http1.peers import Peer
 from lb.http1.replies import Reply, no_backend
 from lb.metrics import BOUNDS, SUM
+from lb.outlier import cause_of_failure
 from lb.proxy.backend_connection import BackendConnection
 from lb.proxy.client import Client
 from lb.proxy.plan import Plan, WorkerState
@@ -190,6 +191,9 @@ class Trying(ABC):
         self._worker.view[endpoint.errors[ERROR_KINDS[failure]]] += 1
         now = monotonic()
         self._backend = None
+        if cause := cause_of_failure(failure):
+            assert self._upstream is not None, "see start"
+            self._upstream.failed(endpoint, cause, now)
         self._leave_endpoint(endpoint, failure.value, now)
         if self._step is _RESPONDING:
             self._finish(failure.value, now, keep=False, cut=True)
@@ -325,6 +329,7 @@ class Trying(ABC):
         ):
             return False
         backend.close()
+        upstream.judge(endpoint, head.status, now)
         self._worker.view[endpoint.classes[head.status // 100]] += 1
         self.backend_failed(Failure.STATUS, "an answer to be tried again")
         return True

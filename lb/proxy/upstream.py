@@ -16,16 +16,21 @@ from time import monotonic
 from typing import Final, Protocol
 
 from lb.balance import Balancer, make
+from lb.balance.slow_start import warm_weights
 from lb.health import eligible
 from lb.metrics import Meters
-from lb.model import Endpoint, Health, State, Upstream, UpstreamTls
+from lb.model import Drain, Endpoint, Health, Outlier, State, Upstream, UpstreamTls
+from lb.outlier import UNSAFE_AFTER_S, Ejection, cause_of_status, is_outlier
 from lb.proxy.deadlines import NEVER, Deadlines
+from lb.proxy.outliers import Outliers
 from lb.proxy.plan import Slots
 from lb.proxy.pool import Pool
 from lb.proxy.tls_contexts import client_context
 from lb.retry import RetryBudget
 
 QUEUE_MAX: Final = 100_000  # requests that wait, whatever the file says
+WARM_EVERY_S: Final = 1.0  # weights of who has just come are looked at so often
+SAID_EVERY_S: Final = 0.5  # the same thing of the same endpoint
 
 
 class LiveEndpoint:
@@ -38,16 +43,23 @@ class LiveEndpoint:
         "authority",
         "backup",
         "classes",
+        "cold",
+        "ejection",
         "errors",
+        "failures",
+        "full_weight",
         "health",
         "in_flight",
         "key",
         "latency",
         "leaves_at",
         "pool",
+        "quiet_until",
         "retries",
         "seconds",
+        "soft_at",
         "state",
+        "trying",
         "weight",
     )
 
@@ -59,6 +71,12 @@ class LiveEndpoint:
         self.in_flight = 0
         self.latency = 0.0
         self.leaves_at = NEVER  # when its last exchanges are cut, once it is leaving
+        self.soft_at = NEVER  # when they are asked to end
+        self.cold = False  # out, or not here yet: it is to start slowly
+        self.failures: deque[float] = deque()  # in a row; bounded by `is_outlier`
+        self.ejection: Ejection | None = None
+        self.trying = False  # a request is on its way that decides whether it comes back
+        self.quiet_until = 0.0  # what is to be said of it has been said
         self.adopt(endpoint)
         labels = {"upstream": upstream, "backend": endpoint.key}
         total = "lb_backend_requests_total"
@@ -79,7 +97,7 @@ class LiveEndpoint:
 
     def adopt(self, endpoint: Endpoint) -> None:
         """Take on what an edition says of it."""
-        self.weight = endpoint.weight
+        self.weight = self.full_weight = endpoint.weight
         self.state = endpoint.state
         self.backup = endpoint.backup
         self.authority = endpoint.address  # as a Host
@@ -94,11 +112,16 @@ class LiveEndpoint:
         self._view[idle] = self.pool.idle_count
         self._view[busy] = self.pool.busy_count
 
-    def leave(self, now: float, force_s: float) -> None:
-        """Take no more requests; what runs may go on until `force_s` from now."""
+    def leave(self, now: float, drain: Drain) -> None:
+        """Take no more requests; what runs is asked to end, and cut, when `drain` says so."""
         self.pool.close_idle()
         if self.leaves_at is NEVER:
-            self.leaves_at = now + force_s
+            self.leaves_at = now + drain.force
+            self.soft_at = now + drain.soft
+
+    def stay(self) -> None:
+        """Be in use, as before."""
+        self.leaves_at = self.soft_at = NEVER
 
 
 class Waiting:
@@ -141,8 +164,16 @@ class LiveUpstream:
         meters: Meters,
         rng: random.Random,
         workers: int = 1,
+        outliers: Outliers | None = None,
     ) -> None:
         self.name = name
+        self.ejections: Mapping[str, Ejection] = {}
+        self.trials: list[LiveEndpoint] = []  # ejected, and to be tried by the next request
+        self._ejected: list[LiveEndpoint] = []
+        self._outliers = outliers or Outliers(0, rng)
+        self._begun = False
+        self._warming: dict[LiveEndpoint, float] = {}  # since when
+        self._warm_at = NEVER
         self._workers = workers
         self._limit = 0  # requests an endpoint works on for this worker; 0: none
         self._full: set[LiveEndpoint] = set()
@@ -168,11 +199,12 @@ class LiveUpstream:
         endpoints: Sequence[Endpoint],
         verdicts: Mapping[str, Health],
         material: Mapping[str, bytes],
+        ejections: Mapping[str, Ejection] | None = None,
     ) -> None:
         """
         Serve by these from the next pick on; positions, pools and counts are kept.
 
-        `material` has the certificates that `policy.tls` names.
+        `material` has the certificates that `policy.tls` names. `ejections` None: as before.
         """
         self.policy = policy
         self.budget.share = policy.retries.budget
@@ -190,24 +222,79 @@ class LiveUpstream:
             live.health = verdicts.get(endpoint.address, unknown) if policy.checked else unknown
             self._endpoints[endpoint.key, endpoint.address] = live
             if endpoint.state is not State.ACTIVE:
-                live.leave(now, policy.drain.force)
+                live.leave(now, policy.drain)
                 self._leaving.add(live)
             else:
-                live.leaves_at = NEVER
+                live.stay()
                 self._leaving.discard(live)
         for gone in before.values():
-            gone.leave(now, policy.drain.force)
+            gone.leave(now, policy.drain)
             self._leaving.add(gone)
-        judged = [(live, live.health) for live in self._endpoints.values()]
-        usable, self.panicking = eligible(judged, policy.panic)
-        self._meters.view[self._panic] = self.panicking
-        self.balancer = make(policy.balance, usable, self._rng, self.balancer)
+        self._take_ejections(self.ejections if ejections is None else ejections)
+        self._balance(now)
+        self._begun = True
+
+    def eject(self, ejections: Mapping[str, Ejection]) -> None:
+        """Have these out from now on, and no others."""
+        self._take_ejections(ejections)
+        self._balance(monotonic())
+
+    def cut(self, key: str) -> None:
+        """Cut what still runs on a backend that is leaving, at the next tick."""
+        for live in self._leaving:
+            if live.key == key:
+                live.leaves_at = 0.0
 
     def pick(self, tried: Collection[LiveEndpoint], key: bytes, now: float) -> LiveEndpoint | None:
         """Return who gets the next request, None if nobody may."""
         if self._full:
             tried = self._full.union(tried) if tried else self._full
         return self.balancer.pick(tried, key, now)
+
+    def pick_trial(self, now: float, *, safe: bool) -> LiveEndpoint | None:
+        """Return an ejected endpoint for a request that decides whether it comes back."""
+        live = self.trials[0]
+        assert live.ejection is not None, "only who is out is tried"
+        if not safe and now < live.ejection.until + UNSAFE_AFTER_S:
+            return None
+        del self.trials[0]
+        live.trying = True
+        return live
+
+    def judge(self, live: LiveEndpoint, status: int, now: float) -> None:
+        """Take what an answer says of its endpoint: whether it is one, or its gateway's failure."""
+        if cause := cause_of_status(status):
+            self.failed(live, cause, now)
+            return
+        ejection = live.ejection
+        if ejection is None:
+            live.failures.clear()
+        elif now >= ejection.until and now >= live.quiet_until:
+            live.quiet_until = now + SAID_EVERY_S
+            self._outliers.returned(self, live.address)
+
+    def failed(self, live: LiveEndpoint, cause: str, now: float) -> None:
+        """Count a failure; too many in a row, or one in a trial, and it is out."""
+        enough = is_outlier(live.failures, now, self.policy.outlier)
+        ejection = live.ejection
+        if ejection is not None:
+            enough = now >= ejection.until
+        if enough and now >= live.quiet_until:
+            live.quiet_until = now + SAID_EVERY_S
+            self._outliers.found(self, live.address, cause)
+
+    @property
+    def rule(self) -> Outlier:
+        """By what endpoints are ejected."""
+        return self.policy.outlier
+
+    def pool(self) -> dict[str, bool]:
+        """Return the endpoints that take traffic by state and weight, each with its health."""
+        return {
+            live.address: live.health is not Health.UNHEALTHY
+            for live in self._endpoints.values()
+            if live.state is State.ACTIVE and live.full_weight
+        }
 
     def take(self, endpoint: LiveEndpoint) -> None:
         """Count a request that begins on an endpoint."""
@@ -263,22 +350,108 @@ class LiveUpstream:
         """Be gone from the config: end when the last exchange does."""
         self.install(self.policy, (), {}, {})
 
-    def on_tick(self, now: float) -> list[LiveEndpoint]:
-        """Show gauges; return endpoints whose last exchanges must be cut now."""
+    def on_tick(self, now: float) -> tuple[list[LiveEndpoint], list[LiveEndpoint]]:
+        """Show gauges; return endpoints whose last exchanges are to be cut now, or asked to end."""
         while self._queue and self._queue[0].exchange is None:
             self._deadlines.forget(self._queue.popleft())
         self._meters.view[self._queue_length] = len(self._queue)
-        overdue = []
+        overdue, asked = [], []
         for live in self._endpoints.values():
             live.show()
         for live in tuple(self._leaving):
             live.show()
+            if live.soft_at <= now:
+                asked.append(live)
+                live.soft_at = NEVER
             if live.leaves_at <= now:
                 overdue.append(live)
                 live.leaves_at = NEVER
             if not live.in_flight and (live.key, live.address) not in self._endpoints:
                 self._leaving.discard(live)
-        return overdue
+        if self._ejected:
+            self._look_for_trials(now)
+        if now >= self._warm_at:
+            self._balance(now)
+        return overdue, asked
+
+    # Within.
+
+    def _balance(self, now: float) -> None:
+        """Give out who is eligible now, by weights as they are now."""
+        for live in self._endpoints.values():
+            live.weight = live.full_weight
+        judged = [(live, live.health) for live in self._endpoints.values()]
+        usable, self.panicking = eligible(judged, self.policy.panic, self._ejected)
+        self._meters.view[self._panic] = self.panicking
+        self._warm_at = NEVER
+        if self.policy.slow_start and self.policy.balance != "hash":
+            self._warm(usable, now)
+        self.balancer = make(self.policy.balance, usable, self._rng, self.balancer)
+
+    def _warm(self, usable: Sequence[LiveEndpoint], now: float) -> None:
+        """Give those that have come or come back a part of their weight."""
+        window = self.policy.slow_start
+        before, self._warming = self._warming, {}
+        ages = {}
+        for index, live in enumerate(usable):
+            if live.health is Health.UNHEALTHY or live.ejection is not None:
+                continue  # For want of better: this is no recovery.
+            since = now if live.cold and live.health is not Health.CHECKING else before.get(live)
+            if since is not None and now - since < window:
+                live.cold = False
+                self._warming[live] = since
+                ages[index] = now - since
+        weights, warming = warm_weights([live.full_weight for live in usable], ages, window)
+        for live, weight in zip(usable, weights, strict=True):
+            live.weight = weight
+        if warming:
+            self._warm_at = now + WARM_EVERY_S
+
+    def _take_ejections(self, ejections: Mapping[str, Ejection]) -> None:
+        self.ejections = ejections
+        self._ejected, self.trials = [], []
+        for live in self._endpoints.values():
+            ejection = ejections.get(live.address)
+            if ejection != live.ejection:
+                self._change_ejection(live, ejection)
+            if ejection is not None:
+                self._ejected.append(live)
+            if ejection is not None or live.health is Health.UNHEALTHY or live.leaves_at < NEVER:
+                live.cold = True
+
+    def _change_ejection(self, live: LiveEndpoint, ejection: Ejection | None) -> None:
+        before, live.ejection = live.ejection, ejection
+        live.trying = False
+        if ejection is None:
+            live.failures.clear()
+            return
+        if not live.failures:
+            live.failures.append(ejection.since)  # So that each of its answers is looked at.
+        if before is not None and before.since == ejection.since:
+            return
+        live.pool.close_idle()
+        live.pool.configure(self.policy)
+        if ejection.slot == self._outliers.slot and self._begun:
+            counted = self._meters.counter(
+                "lb_ejections_total", upstream=self.name, backend=live.key, reason=ejection.cause
+            )
+            self._meters.view[counted] += 1
+
+    def _look_for_trials(self, now: float) -> None:
+        """Have the next request sent to each ejected endpoint whose time has come."""
+        self.trials = []
+        for live in self._ejected:
+            if live.trying and not live.in_flight:
+                live.trying = False  # The client left, or the like: that decides nothing.
+            ejection = live.ejection
+            if (
+                ejection is not None
+                and not live.trying
+                and live.state is State.ACTIVE
+                and live.health is not Health.UNHEALTHY
+                and ejection.trial_due(self._outliers.slot, now)
+            ):
+                self.trials.append(live)
 
     def _context(self, policy: UpstreamTls, material: Mapping[str, bytes]) -> ssl.SSLContext:
         """Return what its backends are spoken to by; another one only for other terms."""
@@ -289,9 +462,13 @@ class LiveUpstream:
     def _adopt(self, live: LiveEndpoint | None, endpoint: Endpoint) -> LiveEndpoint:
         if live is None:
             live = self._returning(endpoint)
+            if live is not None:
+                live.cold = True
         if live is None:
             pool = Pool(endpoint.address, self._loop, self._deadlines, self._rng)
-            return LiveEndpoint(self.name, endpoint, pool, self._meters)
+            live = LiveEndpoint(self.name, endpoint, pool, self._meters)
+            live.cold = self._begun
+            return live
         live.adopt(endpoint)
         return live
 

@@ -246,6 +246,7 @@ class Backend:
     def __init__(self, name: str, where: str = "127.0.0.1") -> None:
         self.name = name
         self.healthy = True
+        self.status = "200 OK"  # Of every answer for which the path asks for no other.
         self.requests = 0
         self.checks = 0
         self.connections = 0
@@ -288,7 +289,7 @@ class Backend:
             return False
         handler.rfile.read(int(fields.get("content-length", 0)))
         path = line.split()[1]
-        status = "200 OK"
+        status = self.status
         if path == b"/healthz":
             self.checks += 1
             status = "200 OK" if self.healthy else "503 Service Unavailable"
