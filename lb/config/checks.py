@@ -237,7 +237,8 @@ def _warnings_of_group(config: Config) -> Iterator[str]:
         return
     if group.members and not group.join and name not in group.members:
         yield f"group.members has no {name}, which is this instance: it can only join the others"
-    if group.security == "secret" and not _stays_here(group):
-        yield "group.secret proves who speaks and hides nothing: tls encrypts as well"
+    if group.security == "secret":
+        if not _stays_here(group):
+            yield "group.secret proves who speaks and hides nothing: tls encrypts as well"
     elif group.secret or group.secret_file:
         yield "group.secret is not used, as there is group.tls"

@@ -188,7 +188,7 @@ class Duties:
         if before.id == self._replica.id or silent < patience:
             raise RefusedError(
                 "name-taken",
-                f"the group has a member {before.name}, which was heard {silent:.0f} s ago",
+                f"the name {before.name} is taken: that member was heard {silent:.0f} s ago",
                 f"if it is gone for good, try again when it was silent for {patience:.0f} s; "
                 "else give this instance another node.name",
             )
