@@ -154,7 +154,7 @@ class Group:
         def agreed() -> bool:
             return all(each.voters() == wanted for each in here)
 
-        until(agreed, f"{sorted(wanted)} vote\n{self.log()}", FORMING_SECONDS)
+        until(agreed, lambda: f"{sorted(wanted)} vote\n{self.log()}", FORMING_SECONDS)
 
     def leader(self, patience: float = ELECTION_SECONDS) -> Instance:
         """Wait for a leader that all who run agree on, and return it."""
@@ -167,7 +167,7 @@ class Group:
                 return self.instances.get(names.pop())
             return None
 
-        found = until(one, f"a leader\n{self.log()}", patience)
+        found = until(one, lambda: f"a leader\n{self.log()}", patience)
         assert found is not None
         return found
 
@@ -180,7 +180,7 @@ class Group:
         """Wait until something is so on every instance that runs."""
         for instance in self:
             if instance.runs:
-                until(partial(what, instance), f"{instance.name}: {says}\n{self.log()}")
+                until(partial(what, instance), lambda: f"this everywhere: {says}\n{self.log()}")
 
     def agree(self, what: str = "labels", *, upstream: str = "app") -> dict[str, Any]:
         """Wait until all who run show the same of every backend; return that."""

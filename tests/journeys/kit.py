@@ -25,14 +25,15 @@ STEP = 0.02
 T = TypeVar("T")
 
 
-def until(what: Callable[[], T], says: str, patience: float = PATIENCE) -> T:
-    """Wait until `what` returns something true, and return that."""
+def until(what: Callable[[], T], says: str | Callable[[], str], patience: float = PATIENCE) -> T:
+    """Wait until `what` returns something true, and return that; `says` what was waited for."""
     deadline = time.monotonic() + patience
     while True:
         with contextlib.suppress(OSError, http.client.HTTPException):
             if found := what():
                 return found
-        assert time.monotonic() < deadline, f"waited {patience:g} s in vain: {says}"
+        late = time.monotonic() > deadline
+        assert not late, f"waited {patience:g} s for {says if isinstance(says, str) else says()}"
         time.sleep(STEP)
 
 
@@ -148,7 +149,7 @@ class Daemon:
             assert process.poll() is None, f"ended with {process.returncode}:\n{self.log()}"
             return ask(self.admin_port, "/readyz").status == 200
 
-        until(is_ready, f"/readyz\n{self.log()}")
+        until(is_ready, lambda: f"/readyz\n{self.log()}")
 
     def log(self) -> str:
         """Return what it wrote on stderr so far."""

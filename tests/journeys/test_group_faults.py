@@ -56,7 +56,7 @@ def test_the_leader_is_killed(three: Group) -> None:
     with loads(*followers) as under:
         leader.end()
         began = time.monotonic()
-        until(lambda: writes(followers[0], "10.9.0.2:80"), f"writes go on\n{three.log()}")
+        until(lambda: writes(followers[0], "10.9.0.2:80"), lambda: f"writes go on\n{three.log()}")
         gap = time.monotonic() - began
         assert three.leader() in followers
     assert [load.failures for load in under] == [[], []]
@@ -143,7 +143,7 @@ def test_two_are_down(three: Group) -> None:
         assert load.done > before
     assert load.failures == []
     leader.start()
-    until(lambda: writes(left), f"a quorum is back\n{three.log()}")
+    until(lambda: writes(left), lambda: f"a quorum is back\n{three.log()}")
 
 
 def test_a_cold_start_without_the_others(three: Group, backends: list[Backend]) -> None:
@@ -161,7 +161,7 @@ def test_a_cold_start_without_the_others(three: Group, backends: list[Backend]) 
         assert three["c"].status()["state"] == "no-quorum"
         assert three["c"].put(UNUSED, state="disabled").status == 503
         three["a"].start()
-        until(lambda: writes(three["c"]), f"two of three are enough\n{three.log()}")
+        until(lambda: writes(three["c"]), lambda: f"two of three are enough\n{three.log()}")
     finally:
         extra.close()
 
@@ -234,7 +234,7 @@ def test_a_damaged_log(three: Group, backends: list[Backend]) -> None:
         victim.end()
         victim.wipe()
         victim.launch()
-        until(lambda: victim.voters() == set("abc"), f"it is back\n{three.log()}", 60.0)
+        until(lambda: victim.voters() == set("abc"), lambda: f"it is back\n{three.log()}", 60.0)
         until(lambda: UNUSED in victim.backends(), "it knows what it had missed")
     finally:
         extra.close()
