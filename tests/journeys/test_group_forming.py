@@ -166,8 +166,7 @@ def test_members_of_two_groups_refuse_each_other(
     other.stop()
     other.configure(plain, {"x": other.peer_address, **three.members})
     other.launch()
-    until(lambda: "belongs to group" in other.log(), lambda: f"why it is refused
-{other.log()}")
+    until(lambda: "belongs to group" in other.log(), lambda: f"why it is refused\n{other.log()}")
     [line] = [each for each in other.log().splitlines() if "a is refused" in each]
     assert "raft/" in line  # What to remove, to wipe it.
     assert other.routes() == {"a", "b"}
