@@ -16,9 +16,10 @@ from click.testing import CliRunner, Result
 from office import PATIENCE, Office, office_in
 
 from lb import __version__
-from lb.cli.client import address_in, admin_address, exit_status_of, find_admin
+from lb.cli.client import admin_address, exit_status_of, find_admin
 from lb.cli.instance import print_reload
 from lb.cli.output import span
+from lb.cli.peek import Named, named_in
 from lb.cli.tree import LazyGroup, lb
 from lb.cli.units import DURATION
 from lb.model import Health
@@ -97,7 +98,7 @@ def test_every_command_explains_itself(words: tuple[str, ...]) -> None:
         (["run", "--listen", ":80", "--to", "9001"], "127.0.0.1:9001"),
         (["demo", "--port", "9900"], "must differ"),
         (["demo", "--port", "0"], "0 is not in the range"),
-        (["status", "--admin", "https://x"], "not yet supported"),
+        (["status", "--admin", "ftp://x"], "no admin address"),
         (["status", "--admin", "x:y"], "no admin address"),
         (["status", "-c", "missing.toml"], "missing.toml"),
         (["check"], "no configuration"),
@@ -188,7 +189,14 @@ def test_the_admin_s_address_is_found_in_a_file(
     path = tmp_path / "some.toml"
     path.write_text(text)
 
-    assert address_in(str(path)) == address
+    assert named_in(str(path)) == (Named(address) if address else None)
+
+
+def test_a_file_that_speaks_of_tls_names_the_certificate_to_expect(tmp_path: Path) -> None:
+    path = tmp_path / "lb.toml"
+    path.write_text('[admin]\ntls = { cert = "a.pem", key = "a.key" }\n')
+
+    assert named_in(str(path)) == Named("127.0.0.1:9900", str(tmp_path / "a.pem"))
 
 
 def test_the_admin_s_address_is_found_in_what_is_included(tmp_path: Path) -> None:
@@ -197,13 +205,14 @@ def test_the_admin_s_address_is_found_in_what_is_included(tmp_path: Path) -> Non
     main = tmp_path / "lb.toml"
     main.write_text('include = ["lb.toml", "conf.d/*.toml"]')
 
-    assert address_in(str(main)) == "127.0.0.1:5"
+    assert named_in(str(main)) == Named("127.0.0.1:5")
 
 
 @pytest.mark.parametrize(
     ("text", "address"),
     [
         ("http://127.0.0.1:9900", "127.0.0.1:9900"),
+        ("https://lb.example:1", "lb.example:1"),
         ("http://localhost:1/", "localhost:1"),
         ("127.0.0.1:1", "127.0.0.1:1"),
         ("localhost", "localhost:9900"),

@@ -9,32 +9,23 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import re
 import socket
-import tomllib
+import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
 from lb import __version__
-from lb.cli.output import say
-from lb.config.environment import replace
+from lb.cli.peek import DEFAULT_ADMIN, Named, named_by_config
 from lb.errors import OperatorError, UsageError
 
-DEFAULT_ADMIN = "127.0.0.1:9900"
 SECONDS_MAX = 15.0  # For one answer; a reload takes 5 at most, a write without quorum as long.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 TOKEN_BYTES_MAX = 4096
-FILE_BYTES_MAX = 1024 * 1024
-INCLUDES_DEEP_MAX = 8
-
-_ADMIN_SECTION = re.compile(r"\s*\[\s*admin\s*\]\s*(#.*)?$")
-_ADMIN_ADDRESS = re.compile(r"""\s*address\s*=\s*["']([^"']+)["']""")
 
 
 class UnreachableError(OperatorError):
@@ -89,9 +80,16 @@ def exit_status_of(status: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """One instance's admin API. `address` is `host:port` or `unix:/path`."""
+    """
+    One instance's admin API. `address` is `host:port` or `unix:/path`.
+
+    Over TLS it is believed by $LB_CA, or the system's authorities. Where our own config file
+    names it, `own_cert` is the certificate that it must show, whatever names are in that.
+    """
 
     address: str
+    secure: bool = False
+    own_cert: str = ""
 
     def get(self, path: str, **query: str) -> Answer:
         """Ask for something."""
@@ -164,10 +162,7 @@ class Admin:
             connection.connect()
         except OSError as error:
             connection.close()
-            raise UnreachableError(
-                f"no instance answers at {self.address}: {error.strerror or error}",
-                "is it running? which one is meant: --admin, $LB_ADMIN or admin.address",
-            ) from None
+            raise self._nobody(error) from None
         try:
             connection.request(method, target, body=data, headers=sent)
             response = connection.getresponse()
@@ -177,6 +172,23 @@ class Admin:
         finally:
             connection.close()
         return response.status, _parse(raw, self.address), dict(response.getheaders())
+
+    def _nobody(self, error: OSError) -> UnreachableError:
+        """Say why no connection came about."""
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return UnreachableError(
+                f"the certificate of {self.address} is not believed: {error.verify_message}",
+                "$LB_CA names the file with its authority; call it by a name that is in it",
+            )
+        if isinstance(error, ssl.SSLError):
+            return UnreachableError(
+                f"no TLS with {self.address}: {error.reason or error}",
+                "$LB_CERT and $LB_KEY name a client's certificate, where one is demanded",
+            )
+        return UnreachableError(
+            f"no instance answers at {self.address}: {error.strerror or error}",
+            "is it running? which one is meant: --admin, $LB_ADMIN or admin.address",
+        )
 
     def _lost(self, method: str, error: Exception) -> OperatorError:
         what = str(error) or type(error).__name__
@@ -190,6 +202,9 @@ class Admin:
     def _connection(self, seconds: float) -> http.client.HTTPConnection:
         if self.address.startswith("unix:"):
             return _UnixConnection(self.address.removeprefix("unix:"), seconds)
+        if self.secure:
+            context = tls_context(self.own_cert)
+            return http.client.HTTPSConnection(self.address, timeout=seconds, context=context)
         return http.client.HTTPConnection(self.address, timeout=seconds)
 
 
@@ -219,6 +234,24 @@ def _headers() -> dict[str, str]:
     }
 
 
+def tls_context(own_cert: str) -> ssl.SSLContext:
+    """Return by whom an instance is believed over TLS, and what we show it."""
+    try:
+        context = ssl.create_default_context(cafile=os.environ.get("LB_CA") or own_cert or None)
+        if own_cert and not os.environ.get("LB_CA"):
+            # This very certificate, by whomever it was signed: its names say nothing more.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+            context.check_hostname = False
+        if cert := os.environ.get("LB_CERT", ""):
+            context.load_cert_chain(cert, os.environ.get("LB_KEY") or None)
+    except OSError as error:
+        raise UnreachableError(
+            f"a certificate cannot be read: {error.strerror or error}",
+            "see $LB_CA, $LB_CERT and $LB_KEY",
+        ) from None
+    return context
+
+
 def _parse(raw: bytes, address: str) -> Any:
     try:
         return json.loads(raw) if raw else None
@@ -246,8 +279,18 @@ def _token() -> str:
 
 def find_admin(given: str | None, config: str | None) -> Admin:
     """Return the instance that is meant: by option, environment, config file or default."""
-    chosen = given or os.environ.get("LB_ADMIN") or _of_config(config) or DEFAULT_ADMIN
-    return Admin(admin_address(chosen))
+    if chosen := given or os.environ.get("LB_ADMIN"):
+        return admin_at(chosen)
+    named = named_by_config(config) or Named(DEFAULT_ADMIN)
+    if not named.cert:
+        return admin_at(named.address)
+    return Admin(admin_address(named.address), secure=True, own_cert=named.cert)
+
+
+def admin_at(text: str) -> Admin:
+    """Return the instance that an option or the environment names."""
+    secure = text.startswith("https://")
+    return Admin(admin_address(text), secure=secure)
 
 
 def admin_address(text: str) -> str:
@@ -257,8 +300,10 @@ def admin_address(text: str) -> str:
         return f"unix:{path}"
     if "://" in text:
         parts = urlsplit(text)
-        if parts.scheme != "http":
-            raise UsageError(f'"{text}": {parts.scheme}:// admin addresses are not yet supported')
+        if parts.scheme not in ("http", "https"):
+            raise UsageError(
+                f'"{text}" is no admin address', "write https://host:port, host:port or unix:/path"
+            )
         text = parts.netloc
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
@@ -266,73 +311,6 @@ def admin_address(text: str) -> str:
     if not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f'"{text}" is no admin address', "write host:port or unix:/path")
     return f"{host or '127.0.0.1'}:{port}"
-
-
-def _of_config(given: str | None) -> str | None:
-    """
-    Find `admin.address` in the config file, without reading it as the daemon does.
-
-    pydantic would take longer than the whole command may, and a file with errors must not keep
-    anyone from asking the instance how it is.
-    """
-    for path in (given or os.environ.get("LB_CONFIG"), "lb.toml", "/etc/lb/lb.toml"):
-        if not path:
-            continue
-        try:
-            return address_in(path)
-        except (OSError, UnicodeError) as error:
-            if path == given:
-                raise UsageError(f"{path} cannot be read: {error}", "see -c") from None
-            if not isinstance(error, FileNotFoundError):
-                say(f"{path} cannot be read, so its admin.address is not known: {error}")
-            if path == os.environ.get("LB_CONFIG"):
-                return None  # The file that is meant is known; others are not.
-    return None
-
-
-def address_in(path: str, depth: int = 0) -> str | None:
-    """Return `admin.address` of a config file or of what it includes; None if it is not there."""
-    with open(path, encoding="utf-8-sig") as file:
-        text = file.read(FILE_BYTES_MAX)
-    try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        return _expand(_salvage(text))
-    admin = tree.get("admin")
-    if isinstance(admin, dict) and isinstance(admin.get("address"), str):
-        return _expand(admin["address"])
-    for included in _includes(path, tree.get("include")) if depth < INCLUDES_DEEP_MAX else ():
-        with suppress(OSError, UnicodeError):
-            if address := address_in(included, depth + 1):
-                return address
-    return None
-
-
-def _includes(path: str, include: object) -> list[str]:
-    """Return the files that a file includes."""
-    patterns = include if isinstance(include, list) else [include]
-    folder = os.path.dirname(path)
-    return [
-        name
-        for pattern in patterns
-        if isinstance(pattern, str)
-        for name in sorted(glob(os.path.join(folder, _expand(pattern) or "")))
-    ]
-
-
-def _salvage(text: str) -> str | None:
-    """Find the address in a file that is not TOML at present: line by line."""
-    inside = False
-    for line in text.splitlines():
-        if line.lstrip().startswith("["):
-            inside = _ADMIN_SECTION.match(line) is not None
-        elif inside and (found := _ADMIN_ADDRESS.match(line)):
-            return found[1]
-    return None
-
-
-def _expand(text: str | None) -> str | None:
-    return text if text is None else replace(text, os.environ)[0]
 
 
 def admin_options(command: Any) -> Any:
@@ -344,7 +322,7 @@ def admin_options(command: Any) -> Any:
         help="The config file whose admin.address is meant.",
     )(command)
     return click.option(
-        "--admin", metavar="URL", help="The instance: http://host:port or unix:/path."
+        "--admin", metavar="URL", help="The instance: http(s)://host:port or unix:/path."
     )(command)
 
 

@@ -101,7 +101,9 @@ def lb() -> None:
     """Accord: an HTTP load balancer whose instances agree on their backends.
 
     Which instance a command talks to: --admin, $LB_ADMIN, admin.address of the config file
-    (-c, $LB_CONFIG, ./lb.toml, /etc/lb/lb.toml), 127.0.0.1:9900.
+    (-c, $LB_CONFIG, ./lb.toml, /etc/lb/lb.toml), 127.0.0.1:9900. Where it wants a token:
+    $LB_TOKEN or $LB_TOKEN_FILE. Over https://: $LB_CA names a file with its authority, $LB_CERT
+    and $LB_KEY what is shown to one that demands it.
     """
     for stream in (sys.stdout, sys.stderr):
         # An address or a note may hold what the terminal's encoding lacks.
