@@ -14,6 +14,7 @@ AREAS = {
     "chaos": "group chaos",
     "journeys": "journeys",
     "test_dashboard.py": "journeys",
+    "test_dashboard_group.py": "journeys",
     "wire": "wire and fuzz",
     "test_tidy.py": "house and docs",
     "test_docs.py": "house and docs",

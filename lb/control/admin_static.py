@@ -14,6 +14,10 @@ from lb.control.problems import Problem
 TYPES = {
     "index.html": "text/html",
     "app.js": "text/javascript",
+    "events.js": "text/javascript",
+    "group.js": "text/javascript",
+    "page.js": "text/javascript",
+    "session.js": "text/javascript",
     "app.css": "text/css",
     "favicon.svg": "image/svg+xml",
 }

@@ -1,8 +1,13 @@
 // The dashboard: reads /v1/status and /v1/upstreams once a second and draws what they say.
-// Rates are differences between two readings. Text only ever goes in as text, never as HTML.
+// Rates are differences between two readings. `page` has what panels are made of, `session` asks
+// the instance, `group` and `events` are panels of their own.
+
+import { closeEvents, followEvents } from "./events.js";
+import { alarm, drawGroup, isWell, listenForTransfer } from "./group.js";
+import { byId, cell, facts, make, millis, number, setText, span, table, word } from "./page.js";
+import { NoTokenError, ask, askForToken, listenForToken } from "./session.js";
 
 const EVERY_MS = 1000;
-const GIVE_UP_MS = 5000;
 const POINTS_MAX = 120;
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -11,30 +16,25 @@ let last = null; // The reading before: { at, pid, requests, errors, backends }.
 let timer = 0;
 let round = 0; // Raised when the page is shown or hidden: a reading under way then is the last.
 
-const byId = (id) => document.getElementById(id);
-
-function make(tag, className, ...children) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  element.append(...children);
-  return element;
-}
-
-async function read(path) {
-  const answer = await fetch(path, { signal: AbortSignal.timeout(GIVE_UP_MS) });
-  if (!answer.ok) throw new Error(`${path} answered ${answer.status}`);
-  return answer.json();
-}
-
 async function look() {
   const mine = round;
   try {
-    const [status, upstreams] = await Promise.all([read("/v1/status"), read("/v1/upstreams")]);
+    const [status, upstreams, group] = await Promise.all(
+      [ask("/v1/status"), ask("/v1/upstreams"), ask("/v1/group")]);
     if (mine !== round) return;
     draw(status, upstreams.upstreams);
-    trouble("");
+    drawGroup(group);
+    trouble(isWell(group) ? "" : `${alarm(group)}.`);
+    followEvents();
   } catch (error) {
     if (mine !== round) return;
+    if (error instanceof NoTokenError) {
+      stop();
+      mark("warn", "signed out");
+      trouble("");
+      askForToken(error.message);
+      return;
+    }
     mark("bad", "no answer");
     trouble(`The instance does not answer: ${error.message}. What is below is old.`);
     last = null;
@@ -44,12 +44,12 @@ async function look() {
 
 function trouble(text) {
   byId("trouble").hidden = !text;
-  if (byId("trouble").textContent !== text) byId("trouble").textContent = text;
+  setText(byId("trouble"), text);
 }
 
 function mark(className, text) {
   byId("state").className = className;
-  if (byId("state-text").textContent !== text) byId("state-text").textContent = text;
+  setText(byId("state-text"), text);
 }
 
 function draw(status, upstreams) {
@@ -63,7 +63,7 @@ function draw(status, upstreams) {
   else if (status.ready) mark("good", "ready");
   else mark("bad", `not ready: ${status.unready}`);
   facts("facts", {
-    group: `${status.group.role}, revision ${status.group.revision}`,
+    group: `${status.group.role}, leader ${status.group.leader || "none"}`,
     config: `generation ${status.config.generation}`,
     up: span(status.uptime_s),
     version: status.version,
@@ -176,20 +176,6 @@ function upstreamPanel(upstream, rates) {
   return panel;
 }
 
-const NUMBERS = new Set(["Weight", "Requests/s", "Active", "Requests", "Errors", "p50", "p99",
-  "Slot", "Pid", "Edition", "Restarts"]);
-
-function table(columns, rows, caption) {
-  const head = make("tr", "", ...columns.map((column) => {
-    const cell = make("th", NUMBERS.has(column) ? "number" : "", column);
-    cell.scope = "col";
-    return cell;
-  }));
-  const made = make("table", "", make("thead", "", head), make("tbody", "", ...rows));
-  made.setAttribute("aria-label", caption);
-  return made;
-}
-
 function backendRow(upstream, backend, rates) {
   const check = backend.last_check;
   const name = backend.name && backend.name !== backend.address
@@ -215,16 +201,7 @@ function workersTable(workers) {
   return make("div", "upstream", table(["Slot", "State", "Pid", "Edition", "Restarts"], rows, "Workers"));
 }
 
-function cell(value) {
-  return make("td", "number", String(value));
-}
-
-function word(text, classes) {
-  const className = classes[text] ?? "faint";
-  return make("td", className, make("span", "dot"), ` ${text}`);
-}
-
-// Config and facts
+// Config
 
 function config(state) {
   facts("config", {
@@ -237,39 +214,20 @@ function config(state) {
   byId("config-error").textContent = state.error ?? "";
 }
 
-function facts(id, values) {
-  byId(id).replaceChildren(...Object.entries(values).map(([name, value]) =>
-    make("div", "", make("dt", "", name), make("dd", "", value))));
-}
-
-function number(value) {
-  if (value === null || value === undefined) return "–";
-  return value >= 100 ? String(Math.round(value)) : value.toFixed(1);
-}
-
-function millis(value) {
-  if (value === null || value === undefined) return "–";
-  return value >= 10 ? `${Math.round(value)} ms` : `${value.toFixed(1)} ms`;
-}
-
-function span(seconds) {
-  const units = [["d", 86400], ["h", 3600], ["m", 60], ["s", 1]];
-  const parts = [];
-  let rest = Math.floor(seconds);
-  for (const [unit, size] of units) {
-    const count = Math.floor(rest / size);
-    rest -= count * size;
-    if (count || (unit === "s" && !parts.length)) parts.push(`${count}${unit}`);
-  }
-  return parts.slice(0, 2).join(" ");
-}
-
 // A tab that nobody sees asks for nothing.
-document.addEventListener("visibilitychange", () => {
+
+function stop() {
   clearTimeout(timer);
   round += 1;
   last = null;
-  if (!document.hidden) look();
+  closeEvents();
+}
+
+document.addEventListener("visibilitychange", () => {
+  stop();
+  if (!document.hidden && byId("session").hidden) look();
 });
 
+listenForToken(look);
+listenForTransfer();
 look();
