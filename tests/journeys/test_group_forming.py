@@ -35,10 +35,10 @@ def ids(group: Group) -> set[str]:
     return {each.standing()["id"] for each in group if each.runs}
 
 
-def member_id(asked: Instance, name: str) -> int:
+def member_id(asked: Instance, name: str) -> str:
     """Return a member's id, as another shows it."""
     [found] = [each["id"] for each in asked.standing()["members"] if each["name"] == name]
-    return int(found)
+    return str(found)
 
 
 def is_voter(asked: Instance, name: str) -> bool:
@@ -166,8 +166,9 @@ def test_members_of_two_groups_refuse_each_other(
     other.stop()
     other.configure(plain, {"x": other.peer_address, **three.members})
     other.launch()
-    until(lambda: "belongs to group" in other.log(), lambda: f"why it is refused\n{other.log()}")
+    until(lambda: "a is refused" in other.log(), lambda: f"it is refused\n{other.log()}")
     [line] = [each for each in other.log().splitlines() if "a is refused" in each]
+    assert "belongs to group" in line
     assert "raft/" in line  # What to remove, to wipe it.
     assert other.routes() == {"a", "b"}
     assert three["a"].voters() == set("abc")

@@ -41,7 +41,8 @@ def three(tmp_path_factory: pytest.TempPathFactory, farm: dict[str, Backend]) ->
 
 
 def config(farm: dict[str, Backend], *names: str) -> str:
-    return config_of([farm[name] for name in names or "ab"]) + MORE
+    chosen = [farm[name] for name in names or "ab"]
+    return config_of(chosen, listener='upstream = "app"') + MORE
 
 
 def everywhere(three: Group, key: str, what: str, value: object) -> None:
