@@ -492,14 +492,21 @@ class ClientConnection:
         events = poll.poll(0)
         if not events:
             self.deadline = now + LOOK_S
+        elif not events[0][1] & ~select.POLLRDHUP and self._phase is _BODY and self._is_sealed():
+            # What is sealed tells its end only as it is read; no more can come than is there.
+            self._transport.resume_reading()
+            self.deadline = now + self.plan.timeouts.stall
         elif events[0][1] & ~select.POLLRDHUP or not self._has_sent_all(sock):
             self._lose_exchange()
             self._transport.abort()
 
+    def _is_sealed(self) -> bool:
+        return self._transport.get_extra_info("tls") is not None
+
     def _has_sent_all(self, sock: socket.socket) -> bool:
         """Whether a client that has ended its side left a whole request for us to read."""
-        if self._phase is not _BODY or self._transport.get_extra_info("tls") is not None:
-            return True  # An upload that is sealed tells its end only as it is read.
+        if self._phase is not _BODY:
+            return True
         with socket.socket(fileno=os.dup(sock.fileno())) as twin:
             unread = int.from_bytes(ioctl(twin, termios.FIONREAD, bytes(4)), sys.byteorder)
             data = twin.recv(unread, socket.MSG_PEEK | socket.MSG_DONTWAIT) if unread else b""

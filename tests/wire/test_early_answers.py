@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,7 @@ from lb.model import Respond, Route
 from lb.proxy import client_connection
 from wire.kit import (
     DEADLINE_S,
+    LISTENER,
     Connection,
     Origin,
     Proxy,
@@ -24,6 +26,7 @@ from wire.kit import (
     response,
     until,
 )
+from wire.tls_kit import MATERIAL, TLS, trusting
 
 EXPECTING = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -192,6 +195,60 @@ def test_a_client_gone_while_its_body_waits_is_noticed(begin: bytes, reset: bool
         assert time.monotonic() - left < NOTICED_S + 0.5, "and something for a busy machine"
         until(lambda: proxy.clients == 0, "the client forgotten")
         assert proxy.busy == 0
+
+
+@pytest.mark.parametrize("begin", [b"Content-Length: 99999999\r\n\r\n", b"%b\r\n\r\nfffffff\r\n"])
+def test_a_client_gone_while_its_sealed_body_waits_is_noticed(begin: bytes) -> None:
+    """TLS hides where a body stands, so that one was waited for as long as its backend slept."""
+    begin = begin.replace(b"%b", b"Transfer-Encoding: chunked")
+    listener = replace(LISTENER, tls=TLS)
+    with Silent() as origin, Proxy([origin], listener=listener, material=MATERIAL) as proxy:
+        sock = trusting().wrap_socket(proxy.connect(), server_hostname="a.example")
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + begin)
+
+        def held() -> bool:
+            sock.sendall(b"x" * 65536)
+            return bool(proxy.call(lambda: any(each._held for each in proxy.switchboard.clients)))
+
+        until(held, "more than the backend takes")
+        sock.sendall(b"x" * 10_000)
+        left = leave(sock, reset=False)
+        until(lambda: proxy.running == 0, "the exchange over")
+        assert time.monotonic() - left < NOTICED_S + 0.5, "and something for a busy machine"
+        until(lambda: proxy.clients == 0, "the client forgotten")
+        assert proxy.busy == 0
+
+
+def test_a_whole_sealed_upload_that_waits_behind_its_end_is_delivered() -> None:
+    go = threading.Event()
+    size = 3 * MEGABYTE
+
+    def script(connection: Connection, number: int) -> None:
+        go.wait(DEADLINE_S)
+        request = connection.request() or b""
+        connection.send(response(b"%d" % len(request.partition(b"\r\n\r\n")[2])))
+
+    listener = replace(LISTENER, tls=TLS)
+    with (
+        Origin(script) as origin,
+        Proxy([origin], listener=listener, material=MATERIAL) as proxy,
+        trusting().wrap_socket(proxy.connect(), server_hostname="a.example") as sock,
+    ):
+
+        def send() -> None:
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+            sock.sendall(b"x" * size)
+            sock.shutdown(socket.SHUT_WR)  # Without close_notify, as many a client ends.
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        until(lambda: proxy.busy == 1, "it under way")
+        proxy.await_ticks(5)
+        go.set()
+        sender.join(DEADLINE_S)
+        assert sender.is_alive() is False
+        until(lambda: origin.requests, "all of it at the backend")
+        assert len(origin.requests[0]) > size
 
 
 @pytest.mark.parametrize("ahead", [b"", b"GET /ahead HTTP/1.1\r\nHost: a\r\n\r\n"])
