@@ -10,6 +10,7 @@ read the table.
     python bench/compare.py                                # everything, about six minutes
     python bench/compare.py --only nginx,accord --size 1k --rounds 3 --seconds 5
     python bench/compare.py --vary                         # no two requests alike
+    python bench/compare.py --tls                          # handshakes, and 64 KiB, in TLS 1.3
 
 Everything stays on the loopback, on free ports, and what was started is stopped by its pid.
 """
@@ -23,6 +24,7 @@ import json
 import os
 import platform
 import signal
+import ssl
 import statistics
 import subprocess
 import sys
@@ -38,6 +40,7 @@ from programs import (
     accord,
     backend_config,
     caddy,
+    certificate,
     checkout_lb,
     free_port,
     haproxy,
@@ -48,7 +51,14 @@ from programs import (
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("nginx", "haproxy", "caddy", "accord")
 SIZES = {"1k": 1024, "64k": 65536}
-BASE = {"1k": "nginx", "64k": "haproxy"}  # whom a ratio of that size is first read against
+HANDSHAKES = ("full", "resumed")  # with --tls, and beside the sizes in the table
+TLS_NAMES = ("nginx", "haproxy", "accord")
+BASE = {
+    "full": "nginx",
+    "resumed": "nginx",
+    "1k": "nginx",
+    "64k": "haproxy",
+}  # whom a ratio of that size is first read against
 
 PROXY_CORE = 0
 LOAD_CORE = 1
@@ -56,6 +66,7 @@ CONNECTIONS = 64
 START_SECONDS_MAX = 20.0
 STOP_SECONDS_MAX = 10.0
 WARM_UP_SECONDS = 1
+WARM_UP_HANDSHAKES = 8  # the first of each of the client's threads
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -124,7 +135,7 @@ def wait_ready(proxy: Proxy, errors: Path) -> None:
             if proxy.ready_port is not None:
                 fetch(proxy.ready_port, "/readyz")
             for size, length in SIZES.items():
-                body = fetch(proxy.port, f"/{size}")
+                body = fetch(proxy.port, f"/{size}", proxy.scheme)
                 if len(body) != length:
                     raise BenchError(f"{proxy.name}: {len(body)} bytes where {length} were due")
             return
@@ -135,9 +146,14 @@ def wait_ready(proxy: Proxy, errors: Path) -> None:
     raise BenchError(f"{late}\n{tail(errors)}".rstrip())
 
 
-def fetch(port: int, path: str) -> bytes:
+def fetch(port: int, path: str, scheme: str = "http") -> bytes:
     """GET, and nothing but 200 will do."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    if scheme == "https":
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=context)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -238,9 +254,11 @@ def lua_string(text: str) -> str:
 def load(proxy: Proxy, size: str, seconds: int, vary: bool, folder: Path) -> Turn:
     """One turn: wrk against one proxy, and what that cost the proxy."""
     assert proxy.process is not None
+    if size in HANDSHAKES:
+        return shake(proxy, size, seconds)
     script = folder / f"{proxy.name}.{size}.lua"
     script.write_text(lua(proxy.port, f"/{size}", vary))
-    url = f"http://127.0.0.1:{proxy.port}/{size}"
+    url = f"{proxy.scheme}://127.0.0.1:{proxy.port}/{size}"
     wrk = [program("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(script), url]
     before = cpu_seconds(proxy.process.pid)
     done = subprocess.run(
@@ -258,6 +276,27 @@ def load(proxy: Proxy, size: str, seconds: int, vary: bool, folder: Path) -> Tur
     return Turn(said["requests"], said["errors"], said["us"] / 1e6, said["p99_us"] / 1e3, spent)
 
 
+def shake(proxy: Proxy, kind: str, seconds: int) -> Turn:
+    """One turn: TLS connections one after the other, each with one request."""
+    assert proxy.process is not None
+    script = Path(__file__).with_name("handshakes.py")
+    command = [sys.executable, str(script), str(proxy.port), kind, str(seconds)]
+    before = cpu_seconds(proxy.process.pid)
+    done = subprocess.run(
+        ["taskset", "-c", str(LOAD_CORE), *command],
+        capture_output=True,
+        check=True,
+        timeout=seconds + 30,
+    )
+    spent = cpu_seconds(proxy.process.pid) - before
+    said = json.loads(done.stdout)
+    wrong = said["resumed"] if kind == "full" else said["requests"] - said["resumed"]
+    if wrong > WARM_UP_HANDSHAKES:
+        raise BenchError(f"{proxy.name}: {wrong} of {said['requests']} handshakes were not {kind}")
+    os.truncate(proxy.log, 0)
+    return Turn(said["requests"], said["errors"], said["us"] / 1e6, 0.0, spent)
+
+
 # --- The report -------------------------------------------------------------------------------
 
 Results = dict[tuple[str, str], list[Turn]]
@@ -266,6 +305,8 @@ Results = dict[tuple[str, str], list[Turn]]
 def report(results: Results, arguments: argparse.Namespace) -> str:
     """Return the table, in Markdown, with how it was made above it."""
     kind = "no two requests alike" if arguments.vary else "12 browser headers"
+    if arguments.tls:
+        kind += "; TLS 1.3, P-256"
     lines = [
         f"{platform.machine()}, {cpu_model()}, Linux {platform.release()}; {versions(arguments)}.",
         f"Median of {arguments.rounds} rounds in turn, {arguments.seconds} s each; "
@@ -276,6 +317,7 @@ def report(results: Results, arguments: argparse.Namespace) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (size, name), turns in results.items():
+        shakes = size in HANDSHAKES
         cells = [
             size,
             name,
@@ -283,7 +325,7 @@ def report(results: Results, arguments: argparse.Namespace) -> str:
             ratio(results, size, name, "nginx"),
             ratio(results, size, name, "haproxy"),
             f"{statistics.median(turn.requests / turn.seconds for turn in turns):,.0f}",
-            f"{statistics.median(turn.p99_ms for turn in turns):.1f}",
+            "-" if shakes else f"{statistics.median(turn.p99_ms for turn in turns):.1f}",
             f"{statistics.median(turn.cpu_seconds / turn.seconds for turn in turns):.0%}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -357,10 +399,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=int, default=5, help="of one turn")
     parser.add_argument("--vary", action="store_true", help="other header values each request")
+    parser.add_argument("--tls", action="store_true", help="handshakes, and 64 KiB, over TLS")
     parser.add_argument("--lb", default=checkout_lb(), help="the command that is `lb`")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     parser.add_argument("--keep", type=Path, help="use this folder and leave it: configs, logs")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.tls:
+        arguments.only = [name for name in arguments.only if name in TLS_NAMES]
+        arguments.size = [*HANDSHAKES, "64k"]
+    return arguments
 
 
 def main() -> int:
@@ -397,15 +444,17 @@ def run(arguments: argparse.Namespace, folder: Path, stack: contextlib.ExitStack
     backend = Proxy("backend", command, backends[0], folder / "backend.log")
     stack.enter_context(running(backend, LOAD_CORE, folder))
 
+    pem = certificate(folder) if arguments.tls else None
     makers: dict[str, Callable[[], Proxy]] = {
-        "nginx": lambda: nginx(folder, backends),
-        "haproxy": lambda: haproxy(folder, backends),
+        "nginx": lambda: nginx(folder, backends, pem),
+        "haproxy": lambda: haproxy(folder, backends, pem),
         "caddy": lambda: caddy(folder, backends),
-        "accord": lambda: accord(folder, backends, arguments.lb),
+        "accord": lambda: accord(folder, backends, arguments.lb, pem),
     }
-    proxies = [
-        stack.enter_context(running(makers[name](), PROXY_CORE, folder)) for name in arguments.only
-    ]
+    made = [makers[name]() for name in arguments.only]
+    for proxy in made:
+        proxy.scheme = "https" if arguments.tls else "http"
+    proxies = [stack.enter_context(running(proxy, PROXY_CORE, folder)) for proxy in made]
     for proxy in proxies:
         for size in arguments.size:
             load(proxy, size, WARM_UP_SECONDS, arguments.vary, folder)

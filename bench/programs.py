@@ -30,6 +30,7 @@ class Proxy:
     log: Path
     ready_port: int | None = None  # Accord: wait for /readyz there; else for the port itself.
     environment: dict[str, str] = field(default_factory=dict)
+    scheme: str = "http"
     process: subprocess.Popen[bytes] | None = None
 
 
@@ -70,8 +71,26 @@ def nginx_folders(folder: Path, name: str) -> str:
     return "\n  ".join(f"{kind}_temp_path {folder}/{name}.{kind};" for kind in kinds)
 
 
-def nginx(folder: Path, backends: list[int]) -> Proxy:
+def certificate(folder: Path) -> Path:
+    """Make a certificate for localhost, P-256, and its key: one file, as HAProxy wants it."""
+    pem, key, cert = (folder / name for name in ("tls.pem", "tls.key", "tls.cert"))
+    subprocess.run(
+        [program("openssl"), "req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-newkey", "ec",
+         "-pkeyopt", "ec_paramgen_curve:P-256", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    pem.write_bytes(cert.read_bytes() + key.read_bytes())
+    return pem
+
+
+def nginx(folder: Path, backends: list[int], pem: Path | None = None) -> Proxy:
     """nginx as a proxy: keep-alive to the backends, the X-Forwarded fields, a log line each."""
+    tls = f"""
+    ssl_certificate {pem};
+    ssl_certificate_key {pem};
+    ssl_protocols TLSv1.3;
+    ssl_session_cache shared:tls:10m;"""
     port, log = free_port(), folder / "nginx.access.log"
     servers = " ".join(f"server 127.0.0.1:{backend};" for backend in backends)
     config = folder / "nginx.conf"
@@ -83,7 +102,7 @@ http {{
   keepalive_requests 1000000000;
   upstream app {{ {servers} keepalive 128; keepalive_requests 1000000000; }}
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{port} {"ssl" if pem else ""} backlog=4096;{tls if pem else ""}
     location / {{
       proxy_pass http://app;
       proxy_http_version 1.1;
@@ -99,7 +118,7 @@ http {{
     return Proxy("nginx", [program("nginx"), "-c", str(config), "-p", str(folder)], port, log)
 
 
-def haproxy(folder: Path, backends: list[int]) -> Proxy:
+def haproxy(folder: Path, backends: list[int], pem: Path | None = None) -> Proxy:
     """HAProxy, one thread; its log goes to its stdout, which is a file, as the others' do."""
     port, log = free_port(), folder / "haproxy.access.log"
     servers = "\n  ".join(f"server s{n} 127.0.0.1:{port}" for n, port in enumerate(backends))
@@ -121,8 +140,8 @@ defaults
   timeout http-keep-alive 60s
   http-reuse always
 frontend web
-  bind 127.0.0.1:{port} backlog 4096
-  http-request set-header X-Forwarded-Proto http
+  bind 127.0.0.1:{port} backlog 4096 {f"ssl crt {pem} ssl-min-ver TLSv1.3" if pem else ""}
+  http-request set-header X-Forwarded-Proto {"https" if pem else "http"}
   http-request set-header X-Forwarded-Host %[req.hdr(host)]
   default_backend app
 backend app
@@ -162,7 +181,7 @@ http://:{port} {{
     return Proxy("caddy", command, port, log, environment=environment)
 
 
-def accord(folder: Path, backends: list[int], lb: str) -> Proxy:
+def accord(folder: Path, backends: list[int], lb: str, pem: Path | None = None) -> Proxy:
     """Accord, one worker, everything on that is on by default: log, metrics, timeouts."""
     port, admin_port, log = free_port(), free_port(), folder / "accord.access.log"
     config = folder / "lb.toml"
@@ -180,6 +199,7 @@ output = "{log}"
 
 [listener.web]
 address = "127.0.0.1:{port}"
+{f'tls = {{ cert = "{pem}", key = "{pem}" }}' if pem else ""}
 
 [upstream.app]
 backends = [{", ".join(f'"127.0.0.1:{backend}"' for backend in backends)}]
