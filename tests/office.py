@@ -109,6 +109,7 @@ class Group:
         self.said: dict[str, dict[str, Any]] = {}
         self.called: list[tuple[Any, ...]] = []
         self.error: AccordError | None = None
+        self.hangs = False
         self.more: dict[str, Any] = {}
 
     def joined(self, name: str, *, voter: bool = True, live: bool = True) -> None:
@@ -135,26 +136,26 @@ class Group:
         )
 
     async def confirm(self) -> None:
-        self._note("confirm")
+        await self._note("confirm")
 
     async def add_member(self, name: str, address: str, by: By) -> dict[str, Any]:
-        return self._note("add", name, address, by.member)
+        return await self._note("add", name, address, by.member)
 
     async def remove_member(self, name: str, by: By, *, force: bool) -> dict[str, Any]:
-        return self._note("remove", name, force)
+        return await self._note("remove", name, force)
 
     async def transfer(self, to: str | None, by: By) -> dict[str, Any]:
-        self._note("transfer", to)
+        await self._note("transfer", to)
         return {"leader": to or "b"}
 
     async def found(self, by: By) -> dict[str, Any]:
-        return self._note("found")
+        return await self._note("found")
 
     async def recover(self, lost: tuple[str, ...], by: By) -> dict[str, Any]:
-        return self._note("recover", lost)
+        return await self._note("recover", lost)
 
     async def renew(self, upstream: str, key: str, by: By) -> dict[str, Any]:
-        self._note("renew", upstream, key)
+        await self._note("renew", upstream, key)
         return {"ttl": 15.0, "suspect": False}
 
     async def ask_all(
@@ -166,8 +167,10 @@ class Group:
     def backup(self) -> dict[str, Any]:
         return registry_to_plain(self._store.registry)
 
-    def _note(self, *what: Any) -> dict[str, Any]:
+    async def _note(self, *what: Any) -> dict[str, Any]:
         self.called.append(what)
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
         if self.error is not None:
             raise self.error
         return {"revision": self._store.registry.revision}
@@ -334,13 +337,13 @@ class Office:
 
     async def _open(self) -> None:
         await self.desk.take_file()
-        self._admin, self._probe = AdminServer(self.desk), ProbeServer(self.desk)
-        self.desk.memory_store.on_applied.append(self._admin.events.take)
-        await self._admin.start(self._sock)
+        self.admin, self._probe = AdminServer(self.desk), ProbeServer(self.desk)
+        self.desk.memory_store.on_applied.append(self.admin.events.take)
+        await self.admin.start(self._sock)
         await self._probe.start(self._probe_sock)
 
     async def _close(self) -> None:
-        await self._admin.stop()
+        await self.admin.stop()
         await self._probe.stop()
 
     def ask(

@@ -52,6 +52,7 @@ NEEDS: Final[dict[tuple[str, str], Need]] = {
     ("POST", "/v1/group/transfer"): Need.ADMIN,
     ("POST", "/v1/group/found"): Need.ADMIN,
     ("POST", "/v1/group/recover"): Need.ADMIN,
+    ("GET", "/v1/group/ok-to-stop"): Need.READ,
     ("GET", "/v1/group/backup"): Need.ADMIN,
     ("POST", "/v1/group/restore"): Need.ADMIN,
     ("GET", "/v1/locks"): Need.READ,

@@ -15,7 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
@@ -24,7 +24,8 @@ from lb.control.admin_guard import HEADERS, wall_time
 from lb.control.admin_reads import confirm
 from lb.control.desk import Desk
 from lb.control.problems import Problem
-from lb.registry import Change, Command, Registry, Reply
+from lb.control.state_machine import Applied
+from lb.registry import Change, Changed, Command, MoveMember, Registry
 
 HISTORY_REVISIONS_MAX: Final = 10_000
 HISTORY_SECONDS_MAX: Final = 600.0
@@ -41,21 +42,6 @@ LOOK_SECONDS: Final = 0.5
 LEADER_LOST_SECONDS: Final = 3.0  # Three election timeouts.
 RETRY_MS: Final = 1_000  # What a browser waits before it comes again.
 REVISION_DIGITS_MAX: Final = 18
-
-
-class Applied(Protocol):
-    """What one entry of the log did: `lb.control.state_machine.Applied`."""
-
-    @property
-    def registry(self) -> Registry: ...
-    @property
-    def command(self) -> Command | None: ...
-    @property
-    def reply(self) -> Reply | None: ...
-    @property
-    def member_change(self) -> str: ...
-    @property
-    def member(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +188,7 @@ class Events:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._log: EventLog | None = None
-        self._watchers: set[Watcher] = set()
+        self.watchers: set[Watcher] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._led_at = 0.0
 
@@ -217,19 +203,19 @@ class Events:
         """End all streams, each with a word about it."""
         if self._timer is not None:
             self._timer.cancel()
-        for watcher in self._watchers:
+        for watcher in self.watchers:
             watcher.close("stopping")
 
     def take(self, applied: Applied) -> None:
         """Hear of an entry that took a revision; see `Group.subscribe_applied`."""
         if self._log is not None and self._log.take(applied):
-            for watcher in self._watchers:
+            for watcher in self.watchers:
                 watcher.news()
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Stream, from the revision that was asked for."""
         assert self._log is not None, "started before it is asked"
-        if len(self._watchers) >= WATCHERS_MAX:
+        if len(self.watchers) >= WATCHERS_MAX:
             raise Problem(
                 "busy", f"{WATCHERS_MAX} streams of events are open already", "try again later"
             )
@@ -245,11 +231,11 @@ class Events:
             await self._catch_up()
         self._require_history(wanted)
         watcher = Watcher(log, wanted - 1)
-        self._watchers.add(watcher)
+        self.watchers.add(watcher)
         try:
             return await self._stream(request, watcher)
         finally:
-            self._watchers.discard(watcher)
+            self.watchers.discard(watcher)
 
     async def _stream(self, request: web.Request, watcher: Watcher) -> web.StreamResponse:
         response = web.StreamResponse(
@@ -317,7 +303,7 @@ class Events:
     def _follow(self, seen: Registry) -> None:
         assert self._log is not None
         if self._log.follow(seen):
-            for watcher in self._watchers:
+            for watcher in self.watchers:
                 watcher.news()
 
     def _require_history(self, wanted: int) -> None:
@@ -347,7 +333,7 @@ class Events:
         self._log.trim()
         loop.call_soon(self._follow, self._desk.store.registry)
         if self._leader_lost():
-            for watcher in self._watchers:
+            for watcher in self.watchers:
                 watcher.close("no-leader")
 
     def _leader_lost(self) -> bool:
@@ -393,28 +379,36 @@ def frame_of(applied: Applied) -> bytes:
 
 
 def as_plain(applied: Applied) -> dict[str, Any]:
-    """Say what an entry did."""
+    """Say what an entry did. `by` is None where nobody is known to have asked for it."""
     registry, command = applied.registry, applied.command
     plain: dict[str, Any] = {"revision": registry.revision}
-    if command is not None:
-        changes = applied.reply.changes if applied.reply is not None else ()
+    if command is None:
+        stamp = _stamp_of(registry)
         return plain | {
-            "at": command.at,
-            "by": command.by.to_plain(),
-            "kind": command.kind,
-            "upstream": command.upstream,
-            "changes": [_change(registry, command, change) for change in changes],
+            "at": wall_time() if stamp is None else stamp.at,
+            "by": None if stamp is None else stamp.by.to_plain(),
+            "kind": f"member-{applied.member_change}",
+            "upstream": "",
+            "member": applied.member,
+            "changes": [],
         }
-    stamps = [each.changed for each in registry.members.values() if each.name == applied.member]
-    stamp = stamps[-1] if stamps and applied.member_change != "remove" else None
-    return plain | {
-        "at": wall_time() if stamp is None else stamp.at,
-        "by": None if stamp is None else stamp.by.to_plain(),
-        "kind": f"member-{applied.member_change}",
-        "upstream": "",
-        "member": applied.member,
-        "changes": [],
+    changes = applied.reply.changes if applied.reply is not None else ()
+    plain |= {
+        "at": command.at,
+        "by": command.by.to_plain(),
+        "kind": command.kind,
+        "upstream": command.upstream,
+        "changes": [_change(registry, command, change) for change in changes],
     }
+    if isinstance(command, MoveMember) and (member := registry.members.get(command.member)):
+        plain["member"] = member.name
+    return plain
+
+
+def _stamp_of(registry: Registry) -> Changed | None:
+    """Return who changed the members last; of one that was removed nothing is left to ask."""
+    stamps = (each.changed for each in registry.members.values())
+    return next((each for each in stamps if each.revision == registry.revision), None)
 
 
 def _change(registry: Registry, command: Command, change: Change) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from lb import __version__
+from lb.control.desk import GroupState, Role
 from lb.control.problems import KINDS
 from lb.model import Health, State
 
@@ -35,7 +36,7 @@ def _operation(method: str, path: str, summary: str, details: Json) -> Json:
         "operationId": f"{method}_{words or 'dashboard'}",
         "summary": summary,
         "parameters": [
-            *(_in_path(part) for part in ("upstream", "backend") if f"{{{part}}}" in path),
+            *(_in_path(part) for part in IN_PATH if f"{{{part}}}" in path),
             *(PARAMETERS[each] for each in details.get("takes", "").split()),
         ],
         "responses": {
@@ -63,16 +64,19 @@ def _ref(name: str) -> Json:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+IN_PATH = {
+    "upstream": "The upstream's name.",
+    "backend": "The backend's name or address, percent-encoded where needed.",
+    "name": "The member's name.",
+}
+
+
 def _in_path(name: str) -> Json:
-    description = {
-        "upstream": "The upstream's name.",
-        "backend": "The backend's name or address, percent-encoded where needed.",
-    }
     return {
         "name": name,
         "in": "path",
         "required": True,
-        "description": description[name],
+        "description": IN_PATH[name],
         "schema": {"type": "string", "minLength": 1},
     }
 
@@ -89,21 +93,45 @@ def _header(name: str, description: str) -> Json:
 
 PARAMETERS: dict[str, Json] = {
     "force": _query("force", "Even if no active backend is left."),
+    "force_member": _query("force", "Even if too few voters would be up without it."),
     "note": _query("note", "Why, for those who look later.", {"type": "string"}),
-    "wait": _query("wait", "Wait for every live member.", {"enum": ["all"]}),
+    "wait": _query(
+        "wait", "Wait for every live member; `behind` names those that are late.", {"enum": ["all"]}
+    ),
+    "consistent": _query(
+        "consistent", "Registry fields as of a read through the leader; 503 without quorum."
+    ),
+    "view": _query(
+        "view",
+        "`members`: each member's health, in-flight and revision; who is silent is named.",
+        {"enum": ["group"]},
+    ),
+    "from": _query(
+        "from",
+        "The first revision wanted; without it, what is to come.",
+        {"type": "integer", "minimum": 0},
+    ),
+    "last_event": _header("Last-Event-ID", "The last revision seen; goes before `from`."),
     "dry_run": _query("dry_run", "Only say what would change."),
     "if_match": _header("If-Match", "Only if the revision is still this one; else 412."),
     "if_none_match": _header("If-None-Match", "`*`: create, do not replace; else 412."),
     "key": _header("Idempotency-Key", "Repeated with the same key, the write acts once."),
 }
+READ = "consistent view"
 WRITE = "force note wait if_match key"
 UPSTREAM = "/v1/upstreams/{upstream}"
 BACKEND = UPSTREAM + "/backends/{backend}"
+MEMBER = "/v1/group/members/{name}"
 
 OPERATIONS: list[tuple[str, str, str, Json]] = [
     ("get", "/v1/status", "How this instance is.", {"schema": "Status"}),
-    ("get", "/v1/upstreams", "All upstreams.", {"schema": "Upstreams"}),
-    ("get", UPSTREAM, "One upstream with its backends.", {"schema": "Upstream"}),
+    ("get", "/v1/upstreams", "All upstreams.", {"schema": "Upstreams", "takes": READ}),
+    (
+        "get",
+        UPSTREAM,
+        "One upstream with its backends.",
+        {"schema": "Upstream", "takes": READ},
+    ),
     (
         "patch",
         UPSTREAM,
@@ -116,7 +144,7 @@ OPERATIONS: list[tuple[str, str, str, Json]] = [
         "Forget an upstream that no config names.",
         {"schema": "Written", "takes": WRITE},
     ),
-    ("get", BACKEND, "One backend.", {"schema": "Backend"}),
+    ("get", BACKEND, "One backend.", {"schema": "Backend", "takes": READ}),
     (
         "put",
         BACKEND,
@@ -139,6 +167,62 @@ OPERATIONS: list[tuple[str, str, str, Json]] = [
         BACKEND,
         "Take a backend out; what runs there is finished.",
         {"schema": "Written", "takes": WRITE},
+    ),
+    (
+        "post",
+        BACKEND + "/renew",
+        "Extend a lease by its whole ttl, without a revision; 404: register again.",
+        {"schema": "Lease", "takes": "note"},
+    ),
+    (
+        "get",
+        "/v1/events",
+        "Server-sent events: one a revision, in order; 410 for what is compacted away.",
+        {"type": "text/event-stream", "schema": "Event", "takes": "from last_event"},
+    ),
+    ("get", "/v1/group", "How the group stands, seen from here.", {"schema": "Group"}),
+    (
+        "put",
+        MEMBER,
+        "Expect an instance of that name; it comes in as a learner.",
+        {"schema": "Object", "takes": "note", "body": "Address", "body_required": True},
+    ),
+    (
+        "delete",
+        MEMBER,
+        "Take a member out for good.",
+        {"schema": "Object", "takes": "force_member note"},
+    ),
+    (
+        "post",
+        "/v1/group/transfer",
+        "Hand leadership to a member, or to the one that is furthest.",
+        {"schema": "Leader", "takes": "note", "body": "To"},
+    ),
+    (
+        "post",
+        "/v1/group/found",
+        "Found the group now, though not every listed member has answered.",
+        {"schema": "Object", "takes": "note"},
+    ),
+    (
+        "post",
+        "/v1/group/recover",
+        "Make what this instance knows a new group of one; only from its own machine.",
+        {"schema": "Object", "takes": "note", "body": "Lost", "body_required": True},
+    ),
+    (
+        "get",
+        "/v1/group/ok-to-stop",
+        "Whether the group has a quorum without this instance.",
+        {"schema": "OkToStop"},
+    ),
+    ("get", "/v1/group/backup", "All that the registry holds.", {"schema": "Object"}),
+    (
+        "post",
+        "/v1/group/restore",
+        "Make the registry what a backup says, in one revision.",
+        {"schema": "Written", "takes": "note wait key", "body": "Object", "body_required": True},
     ),
     ("get", "/v1/config", "The config in force.", {"schema": "Object"}),
     (
@@ -237,6 +321,7 @@ SCHEMAS: dict[str, Json] = {
             panic=FLAG,
             backends=_list("Backend"),
             leaving=_list("Object"),
+            members={"type": "object"},
         ),
         "required": ["name", "revision", "backends"],
     },
@@ -249,6 +334,8 @@ SCHEMAS: dict[str, Json] = {
             backup=FLAG,
             source={"enum": ["file", "api"]},
             labels=LABELS,
+            ttl={"type": ["number", "null"]},
+            suspect=FLAG,
             revision=COUNT,
             health=HEALTH,
             ejected=FLAG,
@@ -270,6 +357,7 @@ SCHEMAS: dict[str, Json] = {
             state=STATE,
             backup=FLAG,
             labels=LABELS,
+            ttl={**TEXT, "description": "5s or more; renewed in time, or the backend is gone."},
         ),
         "additionalProperties": False,
     },
@@ -284,8 +372,74 @@ SCHEMAS: dict[str, Json] = {
         "additionalProperties": False,
     },
     "Written": {
-        **_object(revision=COUNT, routed=FLAG, backend=_ref("Backend"), upstream=_ref("Upstream")),
+        **_object(
+            revision=COUNT,
+            routed=FLAG,
+            behind=TEXTS,
+            unreachable=TEXTS,
+            backend=_ref("Backend"),
+            upstream=_ref("Upstream"),
+        ),
         "required": ["revision", "routed"],
+    },
+    "Lease": _object(ttl={"type": "number"}, suspect=FLAG),
+    "Event": {
+        **_object(
+            revision=COUNT,
+            at={"type": "number"},
+            by={"type": ["object", "null"]},
+            kind=TEXT,
+            upstream=TEXT,
+            member=TEXT,
+            changes=_list("Object"),
+        ),
+        "required": ["revision", "at", "by", "kind", "upstream", "changes"],
+    },
+    "Group": {
+        **_object(
+            name=TEXT,
+            id=TEXT,
+            role={"enum": list(get_args(Role))},
+            leader=TEXT,
+            term=COUNT,
+            revision=COUNT,
+            commit=COUNT,
+            applied=COUNT,
+            quorum=FLAG,
+            state={"enum": list(get_args(GroupState))},
+            detail=TEXT,
+            age_s={"type": "number"},
+            waiting_for=TEXTS,
+            members=_list("Member"),
+        ),
+        "required": ["id", "role", "leader", "term", "revision", "quorum", "state", "members"],
+    },
+    "Member": {
+        **_object(
+            name=TEXT,
+            address=TEXT,
+            role={"enum": ["voter", "learner"]},
+            id=COUNT,
+            match={"type": ["integer", "null"]},
+            lag={"type": ["integer", "null"]},
+            last_contact_ms={"type": ["integer", "null"]},
+            version=TEXT,
+            config_hash=TEXT,
+            live=FLAG,
+        ),
+        "required": ["name", "address", "role"],
+    },
+    "Address": {
+        **_object(address=TEXT),
+        "required": ["address"],
+        "additionalProperties": False,
+    },
+    "To": {**_object(to=TEXT), "additionalProperties": False},
+    "Leader": _object(leader=TEXT),
+    "Lost": {**_object(lost=TEXTS), "required": ["lost"], "additionalProperties": False},
+    "OkToStop": {
+        **_object(ok=FLAG, reason=TEXT, voters=COUNT, needed=COUNT, left=COUNT),
+        "required": ["ok", "reason"],
     },
     "Reload": _object(
         generation=COUNT,

@@ -467,7 +467,7 @@ def test_openapi_names_every_path_that_there_is(office: Office) -> None:
     for path, operations in served["paths"].items():
         for method, operation in operations.items():
             names.add(operation["operationId"])
-            if method == "get" and "{" not in path:
+            if method == "get" and "{" not in path and path != "/v1/events":
                 assert office.get(path).status == 200, path
     assert len(names) == sum(map(len, served["paths"].values()))
     for refused in ("/v1/status", APP, FIRST, "/v1/config"):
