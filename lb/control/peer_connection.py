@@ -125,6 +125,8 @@ class PeerConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, asyncio.Future[Plain]] = {}
         self._call_number = 0
+        self._held: list[bytes] | None = None  # Frames after the first of this turn.
+        self._held_bytes = 0
         self._written = 0  # Bytes given to the transport,
         self._left = 0  # and how many of them had left at the last look,
         self._moved_at = self._loop.time()  # when that had last changed.
@@ -149,6 +151,9 @@ class PeerConnection(asyncio.Protocol):
         """Begin the handshake."""
         # uvloop's transports have the methods of asyncio's and none of their base classes.
         self._transport = cast(asyncio.Transport, transport)
+        if self.is_closed():
+            self._transport.abort()  # Whoever wanted it has given up meanwhile.
+            return
         sock = transport.get_extra_info("socket")
         if sock is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -186,7 +191,7 @@ class PeerConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell everybody who waits."""
-        if error is not None and self.state is State.GREETING:
+        if isinstance(error, ssl.SSLError) and self.state is State.GREETING:
             # The other side of TLS likes our certificate less than we like its.
             self.end(Refusal("lost", f"the connection broke: {error}"))
         self.end(self.reason)
@@ -244,7 +249,9 @@ class PeerConnection(asyncio.Protocol):
     @property
     def waiting(self) -> int:
         """Bytes that have not left."""
-        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+        if self._transport is None:
+            return 0
+        return self._held_bytes + self._transport.get_write_buffer_size()
 
     def send(self, data: bytes) -> bool:
         """Send a message of Raft's. False: it is closed, or too much waits already."""
@@ -316,6 +323,7 @@ class PeerConnection(asyncio.Protocol):
                 answer.set_exception(PeerUnreachable(f"{self.where} is gone", sent=True))
         self._calls.clear()
         if self._transport is not None:
+            self._let_go()
             self._transport.close()
         self._house.ended(self, reason)
         self.finished.set_result(None)
@@ -327,6 +335,12 @@ class PeerConnection(asyncio.Protocol):
         self.end(self.reason)
         if self._transport is not None:
             self._transport.abort()
+
+    def give_up(self) -> None:
+        """Let go of one that was still being made: the loop says no more of it."""
+        self.abort()
+        if not self.over.done():
+            self.over.set_result(None)
 
     # What frames do
 
@@ -435,10 +449,24 @@ class PeerConnection(asyncio.Protocol):
         return None if answer is None or answer.done() else answer
 
     def _write(self, kind: int, body: bytes) -> None:
-        if self._transport is not None:
-            frame = self._writer.frame(kind, body)
-            self._written += len(frame)
+        """Send the first frame of a turn at once, and all that follow it in that turn together:
+        the loop would make a call to the kernel for each."""
+        if self._transport is None:
+            return
+        frame = self._writer.frame(kind, body)
+        self._written += len(frame)
+        if self._held is not None:
+            self._held.append(frame)
+            self._held_bytes += len(frame)
+        else:
             self._transport.write(frame)
+            self._held = []
+            self._loop.call_soon(self._let_go)
+
+    def _let_go(self) -> None:
+        held, self._held, self._held_bytes = self._held, None, 0
+        if held and self._transport is not None:
+            self._transport.write(b"".join(held))
 
 
 def _mapping(text: bytes) -> Plain:

@@ -118,19 +118,21 @@ class Entrance:
         return "" if left >= 1.0 else f"there are more than {RATE:g} a second"
 
     async def _greet(self, sock: socket.socket, host: str) -> None:
-        connection: PeerConnection | None = None
+        connection, connected = self._make(host), False
         try:
             async with asyncio.timeout(GREETING_SECONDS):
-                _, connection = await self._loop.connect_accepted_socket(
-                    lambda: self._make(host), sock, ssl=self._security.server
+                await self._loop.connect_accepted_socket(
+                    lambda: connection, sock, ssl=self._security.server
                 )
+                connected = True
                 await asyncio.shield(connection.opening)
         except TimeoutError:
             self._say("slow", host, f"{host} did not say who it is within {GREETING_SECONDS:g} s")
         except OSError as error:  # TLS that fails is one too.
             self._say("tls", host, f"no TLS with {host}: {error}")
         finally:
-            if connection is None:
+            if not connected:
+                connection.give_up()
                 sock.close()
             elif connection.state is State.GREETING:
                 connection.abort()

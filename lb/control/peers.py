@@ -355,23 +355,14 @@ class Peers:
         """Connect and shake hands. PeerUnreachable, PeerRefused, or OperatorError."""
         why = PeerUnreachable(f"{address} has no address")
         for host, port in await self._resolve(address):
-            try:
-                _, connection = await self._loop.create_connection(
-                    lambda: self._make(Dialer, purpose, address),
-                    host,
-                    port,
-                    ssl=self._security.client,
-                )
-            except OSError as error:
-                why = PeerUnreachable(f"{address}: {error.strerror or error}")
-                continue
+            connection = self._make(Dialer, purpose, address)
             if expected is not None:
                 self._expected[connection] = expected
             try:
-                await asyncio.shield(connection.opening)
-            except asyncio.CancelledError:
-                connection.abort()
-                raise
+                await self._connect(connection, host, port)
+            except OSError as error:
+                why = PeerUnreachable(f"{address}: {error.strerror or error}")
+                continue
             if connection.state is State.OPEN:
                 return connection
             reason = connection.reason
@@ -379,6 +370,22 @@ class Peers:
                 raise PeerRefused(reason.code, reason.message, reason.hint)
             why = PeerUnreachable(f"{address} closed the connection")
         raise why
+
+    async def _connect(self, connection: PeerConnection, host: str, port: int) -> None:
+        """Return when a connection is open or over. OSError: it could not be made."""
+        connected = False
+        try:
+            await self._loop.create_connection(
+                lambda: connection, host, port, ssl=self._security.client
+            )
+            connected = True
+            await asyncio.shield(connection.opening)
+        finally:
+            if not connected:
+                connection.give_up()
+                self._expected.pop(connection, None)
+            elif connection.state is State.GREETING:
+                connection.abort()
 
     async def _resolve(self, address: str) -> list[tuple[str, int]]:
         try:
