@@ -238,6 +238,8 @@ class Peers:
         expected = self._expected.get(connection)
         if expected is not None and (peer.member, peer.name) != expected:
             member, name = expected
+            if peer.name == name and not peer.is_member:
+                raise Refusal("no-member", f"{name} is about to join")
             raise Refusal(
                 "somebody-else",
                 f"{connection.where} is {peer.name}, id {peer.member:x}, "
@@ -248,7 +250,7 @@ class Peers:
                 raise Refusal(
                     "other-group",
                     f"{peer.name} is of group {peer.group}, {ours.name} of group {ours.group}",
-                    "to move an instance, stop it, remove its data_dir and start it again",
+                    "to move an instance, stop it, remove raft/ in its data_dir and start it again",
                 )
             raise Refusal("no-member", f"{(ours if peer.is_member else peer).name} has not joined")
         why = self._admits(peer)

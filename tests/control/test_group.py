@@ -1,0 +1,198 @@
+"""An instance's part in its group, over its data_dir: alone, after damage, after disasters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lb.control.group import Group
+from lb.control.group_desk import GroupDesk
+from lb.control.seat import Standing
+from lb.control.store import REGISTRY_FILE, FileStore, NoQuorum, RefusedError
+from lb.errors import AccordError
+from lb.registry import ApplyFile, By, Fields, PutBackend, Said
+
+BY = By(member="a", source="api")
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await work()
+
+    asyncio.run(bounded())
+
+
+@asynccontextmanager
+async def alone(folder: Path, failed_disk: str = "") -> AsyncIterator[Group]:
+    folder.mkdir(exist_ok=True)
+    group = Group(folder, "a", lambda: None, lambda: 1_000.0)
+    await group.open(failed_disk)
+    try:
+        yield group
+    finally:
+        await group.close()
+
+
+def file(*addresses: str) -> ApplyFile:
+    said = tuple(Said(address) for address in addresses)
+    return ApplyFile(upstream="app", by=BY, at=1.0, remembered=None, said=said)
+
+
+def put(address: str) -> PutBackend:
+    return PutBackend(upstream="app", by=BY, at=1.0, key=address, fields=Fields(weight=2))
+
+
+def backends(group: Group) -> set[str]:
+    return set(group.registry.upstreams["app"].backends)
+
+
+def test_an_instance_alone_is_a_group_of_one_that_decides_at_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            standing = GroupDesk(group).standing()
+            assert (standing.role, standing.leader, standing.state) == ("leader", "a", "ok")
+            assert standing.quorum
+            assert [each.name for each in standing.members] == ["a"]
+            assert (await group.propose(file("10.0.0.1:80"))).revision == 1
+            id_ = group.registry.id
+        async with alone(tmp_path / "d") as group:
+            assert group.registry.id == id_
+            assert backends(group) == {"10.0.0.1:80"}
+
+    run(work)
+
+
+def test_what_an_earlier_version_kept_in_one_file_is_taken_over(tmp_path: Path) -> None:
+    async def work() -> None:
+        folder = tmp_path / "d"
+        folder.mkdir()
+        store = FileStore.open(folder)
+        await store.propose(file("10.0.0.1:80"))
+        await store.propose(put("10.0.0.2:80"))
+        await store.close()
+
+        async with alone(folder) as group:
+            assert backends(group) == {"10.0.0.1:80", "10.0.0.2:80"}
+            assert group.registry.id == store.registry.id
+            assert group.registry.revision == store.registry.revision
+        assert not (folder / REGISTRY_FILE).exists()
+        async with alone(folder) as group:
+            assert backends(group) == {"10.0.0.1:80", "10.0.0.2:80"}
+
+    run(work)
+
+
+def test_a_damaged_log_leaves_traffic_alone_and_decides_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            await group.propose(file("10.0.0.1:80"))
+            await group.propose(put("10.0.0.2:80"))
+        log = tmp_path / "d" / "raft" / "wal-0000000001"
+        data = bytearray(log.read_bytes())
+        data[600] ^= 1
+        log.write_bytes(data)
+
+        async with alone(tmp_path / "d") as group:
+            standing = GroupDesk(group).standing()
+            assert standing.state == standing.role == "damaged"
+            assert "wal-0000000001, byte " in standing.detail
+            assert "wipe it" in standing.detail
+            assert backends(group) == {"10.0.0.1:80", "10.0.0.2:80"}
+            with pytest.raises(NoQuorum, match="takes no part"):
+                await group.propose(put("10.0.0.3:80"))
+
+    run(work)
+
+
+def test_a_disk_that_failed_is_not_read_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            await group.propose(file("10.0.0.1:80"))
+        async with alone(tmp_path / "d", "the disk failed") as group:
+            assert GroupDesk(group).standing().state == "damaged"
+            assert backends(group) == {"10.0.0.1:80"}
+
+    run(work)
+
+
+def test_who_is_wiped_founds_anew_from_the_last_good_registry(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            await group.propose(file("10.0.0.1:80"))
+            before = group.registry
+        for path in (tmp_path / "d" / "raft").iterdir():
+            path.unlink()
+        (tmp_path / "d" / "raft").rmdir()
+
+        async with alone(tmp_path / "d", "the disk failed") as group:
+            assert backends(group) == {"10.0.0.1:80"}
+            assert group.registry.id != before.id
+            assert group.registry.revision == before.revision + 1_000_000
+            await group.propose(put("10.0.0.2:80"))
+
+    run(work)
+
+
+def test_what_is_left_of_a_group_becomes_a_new_group_of_one(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            await group.propose(file("10.0.0.1:80"))
+            before = group.registry
+            told = await GroupDesk(group).recover((), BY)
+
+            assert told["revision"] == before.revision + 1_000_000
+            assert told["group"] == group.registry.id != before.id
+            assert backends(group) == {"10.0.0.1:80"}
+            await group.until(lambda: group.has_leader, 5)
+            await group.propose(put("10.0.0.2:80"))
+        async with alone(tmp_path / "d") as group:
+            assert backends(group) == {"10.0.0.1:80", "10.0.0.2:80"}
+            assert (tmp_path / "d" / "raft.lost-1").is_dir()
+
+    run(work)
+
+
+def test_nobody_is_declared_lost_by_mistake(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            with pytest.raises(RefusedError, match="every other voter must be named"):
+                await GroupDesk(group).recover(("b",), BY)
+            await group.propose(file("10.0.0.1:80"))
+
+    run(work)
+
+
+def test_a_founding_that_was_cut_short_is_begun_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d"):
+            pass
+        seat = tmp_path / "d" / "member.json"
+        group = Group(tmp_path / "d", "a", lambda: None, lambda: 1.0)
+        kept = group.files.read()
+        assert kept is not None
+        assert seat.exists()
+        group.files.write(replace(kept, standing=Standing.FOUNDING))
+        async with alone(tmp_path / "d") as again:
+            assert again.has_leader
+            assert again.registry.id != kept.group
+
+    run(work)
+
+
+def test_a_member_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with alone(tmp_path / "d"):
+            pass
+        (tmp_path / "d" / "member.json").write_text("{}")
+        with pytest.raises(AccordError) as caught:
+            async with alone(tmp_path / "d"):
+                pass
+        assert "joins under a new id" in caught.value.hint
+
+    run(work)
