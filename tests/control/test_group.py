@@ -30,7 +30,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 @asynccontextmanager
 async def alone(folder: Path, failed_disk: str = "") -> AsyncIterator[Group]:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  # A test has nobody to hold up.
     group = Group(folder, "a", lambda: None, lambda: 1_000.0)
     await group.open(failed_disk)
     try:
