@@ -125,17 +125,17 @@ class GroupDesk:
         progress = self.progress() if replica.leads else self._leaders_progress()
         match, contact = progress.get(member.name, (None, None))
         if member.id == replica.id:
+            own = replica.node.ledger.log.stable
             return replace(
                 shown,
-                match=replica.node.ledger.log.stable,
-                lag=0 if match is None else self._lag(match),
+                match=own,
+                lag=self._lag(own),
                 last_contact_ms=0,
                 version=group.own_news().get("version", ""),
                 config_hash=group.own_news().get("config_hash", ""),
                 live=True,
             )
-        heard = replica.heard_at.get(member.id)
-        mine = None if heard is None else round((self._loop.time() - heard) * 1000)
+        mine = self._heard_ago(member.id)
         return replace(
             shown,
             match=match,
@@ -145,6 +145,15 @@ class GroupDesk:
             config_hash=said.get("config_hash", ""),
             live=bool(said) and "error" not in said,
         )
+
+    def _heard_ago(self, member: int) -> int | None:
+        """Milliseconds since we heard a member; followers hear each other's pings and no more."""
+        replica, peers = self._group.replica, self._group.peers
+        met = peers.connected.get(member) if peers is not None else None
+        heard = [] if met is None else [met.last_heard]
+        if replica is not None and member in replica.heard_at:
+            heard.append(replica.heard_at[member])
+        return round((self._loop.time() - max(heard)) * 1000) if heard else None
 
     def _lag(self, match: int) -> int:
         replica = self._group.replica
@@ -158,10 +167,8 @@ class GroupDesk:
         found: dict[str, tuple[int | None, int | None]] = {}
         for id_, peer in replica.status().peers.items():
             member = self._group.registry.members.get(id_)
-            heard = replica.heard_at.get(id_)
-            ago = None if heard is None else round((self._loop.time() - heard) * 1000)
             if member is not None:
-                found[member.name] = (peer.match, ago)
+                found[member.name] = (peer.match, self._heard_ago(id_))
         found[self._group.name] = (replica.node.ledger.log.stable, 0)
         return found
 
