@@ -109,7 +109,7 @@ def test_status_is_a_line_in_words_and_a_table(fake: FakeAdmin) -> None:
         (group(members=[member("a"), member("b", lag=1000)]), "b is 1000 entries behind"),
         (
             group(members=[member("a"), member("b", config_hash="ffffffff")]),
-            "different configs",
+            "their configs differ",
         ),
         (
             group("forming", id="", leader="", waiting_for=["b", "c"], members=[]),

@@ -89,7 +89,7 @@ def _well(plain: dict[str, Any]) -> Iterator[str]:
     yield from filter(None, [plain.get("detail")])
     hashes = {each.get("config_hash") for each in members if each.get("config_hash")}
     if len(hashes) > 1:
-        yield "members run different configs; the column CONFIG shows which"
+        yield "their configs differ: an address, or a reload that did not get everywhere (CONFIG)"
 
 
 def _about(member: dict[str, Any]) -> Iterator[str]:

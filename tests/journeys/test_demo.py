@@ -99,7 +99,9 @@ def test_what_the_demo_says_to_try_works_where_it_was_started(
 ) -> None:
     each, _, _ = demo(start, tmp_path)
     tried = [
-        line.strip() for line in each.said.splitlines() if " demo" in line or "explain" in line
+        line.strip()
+        for line in each.said.splitlines()
+        if line.startswith("    ") and (" demo" in line or "explain" in line)
     ]
 
     assert len(tried) == 4
