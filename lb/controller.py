@@ -34,6 +34,7 @@ from lb.control.certificates import CertificateStore
 from lb.control.data_dir import DataDirLock, lock_data_dir, settle_name
 from lb.control.desk import Check, Standing, WorkerStanding
 from lb.control.file_memory import FileMemory
+from lb.control.forced import Forced, Overrides
 from lb.control.group import Group
 from lb.control.group_desk import GroupDesk
 from lb.control.in_force import PART, InForce
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 CHECKS_PART = "control/checks"
 NAMES_PART = "control/names"
 OUTLIERS_PART = "control/outliers"
+FORCED_PART = "control/forced"
 FIRST_ANSWERS_SECONDS = 2.0  # A name that takes longer has no address in the first edition.
 TASKS_MAX = 1024
 DISK_FAILED = (
@@ -190,17 +192,19 @@ class Controller:
         asker = Asker()
         self._prober = Prober(asker, self._verdict_changed, wall_time, random.Random(), self._loop)
         self._resolver = Resolver(self._backends_changed)
+        self._overrides = Overrides(self._verdict_changed)
         self._outliers = Outliers(
             self._sources, self._verdict_changed, time.monotonic, random.Random()
         )
         if kept is not None:
             self._outliers.restore(orjson.loads(kept.parts.get(OUTLIERS_PART, b"{}")))
+            self._overrides.restore(orjson.loads(kept.parts.get(FORCED_PART, b"{}")))
             # A part is missing where an older program kept the edition.
             self._prober.restore(orjson.loads(kept.parts.get(CHECKS_PART, b"{}")))
             self._resolver.restore(orjson.loads(kept.parts.get(NAMES_PART, b"{}")))
         self._publisher = Publisher(
             Composer(self._name, via_of(self._group.registry.id, self._name)),
-            self._sources,
+            lambda: self._overrides.over(self._sources()),
             self._supervising.keep,
             self._control_parts,
             kept,
@@ -387,6 +391,7 @@ class Controller:
             CHECKS_PART: orjson.dumps(self._prober.to_plain()),
             NAMES_PART: orjson.dumps(self._resolver.to_plain()),
             OUTLIERS_PART: orjson.dumps(self._outliers.to_plain()),
+            FORCED_PART: orjson.dumps(self._overrides.to_plain()),
             certificates.PART: self._certificates.to_part(),
         }
 
@@ -472,6 +477,19 @@ class Controller:
     def ejected(self) -> Ejected:
         """Say who is taken out by what traffic showed."""
         return self._outliers.ejections
+
+    def forced(self) -> Forced:
+        """Say who is forced up or down on this instance alone."""
+        return self._overrides.forced
+
+    def force(self, upstream: str, key: str, to: str, why: str) -> None:
+        """Force a backend up or down here, or leave it to the group again."""
+        self._overrides.force(upstream, key, to, why)
+
+    def cut(self, upstream: str, key: str) -> None:
+        """Have workers cut what still runs on a backend that was removed."""
+        for stream in self._linked.values():
+            stream.send("cut", upstream=upstream, key=key)
 
     def resolved(self) -> Resolved:
         """Return the endpoints of backends that are names."""

@@ -93,6 +93,7 @@ class Sources:
     resolved: Resolved = field(default_factory=dict)
     certificates: Certificates = NO_CERTIFICATES
     ejections: Ejected = field(default_factory=dict)
+    forced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class BackendRow(NamedTuple):
@@ -147,6 +148,7 @@ class _Composed:
     """The parts of one upstream, and what they were made from."""
 
     source: object  # The registry's entry, or the file's list; kept alive so that `is` is safe.
+    forced: Mapping[str, str] | None  # By key: up or down, whatever its state.
     names: tuple[str, ...]  # The addresses that were resolved,
     answers: tuple[tuple[str, ...], ...]  # and what they gave.
     bodies: dict[str, bytes]
@@ -221,11 +223,19 @@ class Composer:
         entry = sources.registry.upstreams.get(name)
         source = upstream.backends if entry is None else entry
         last = self._upstreams.get(name)
-        if last is not None and last.source is source and source is not None:
+        forced = sources.forced.get(name)
+        if (
+            last is not None
+            and last.source is source
+            and source is not None
+            and last.forced == forced
+        ):
             answers = tuple(sources.resolved.get(address, ()) for address in last.names)
             if answers == last.answers:
                 return last
         rows = backends_of(name, upstream, entry)
+        if forced:
+            rows = [_forced(row, forced.get(row.key)) for row in rows]
         names = tuple({row.address: None for row in rows if is_name(row.address)})
         answers = tuple(sources.resolved.get(address, ()) for address in names)
         bodies = _encode_upstream(name, rows, sources.resolved)
@@ -233,7 +243,14 @@ class Composer:
             for part in bodies.keys() & last.bodies.keys():
                 if bodies[part] == last.bodies[part]:
                     bodies[part] = last.bodies[part]  # Compared by identity from here on.
-        return _Composed(source, names, answers, bodies)
+        return _Composed(source, forced, names, answers, bodies)
+
+
+def _forced(row: BackendRow, to: str | None) -> BackendRow:
+    if to is None:
+        return row
+    state = State.ACTIVE if to == "up" else State.DISABLED
+    return row._replace(state=state.value)
 
 
 def _encode_upstream(name: str, rows: Sequence[BackendRow], resolved: Resolved) -> dict[str, bytes]:

@@ -94,6 +94,9 @@ FAMILIES: dict[str, Family] = {
         "1 for this instance's verdict: healthy, unhealthy, checking, unchecked.",
     ),
     "lb_backend_ejected": _gauge(BACKEND, "1 while taken out by what its answers showed."),
+    "lb_backend_forced": _gauge(
+        f"{BACKEND} to", "1 while an operator forces it up or down, on this instance alone."
+    ),
     "lb_backend_weight": _gauge(BACKEND, "The backend's weight in the registry."),
     "lb_backend_active_requests": _gauge(BACKEND, "Requests that the backend is working on."),
     "lb_backend_connections": _gauge(f"{BACKEND} conn", "Open connections: idle, busy."),

@@ -18,6 +18,7 @@ from lb.config.schema import Config
 from lb.control.admin import AdminServer, ProbeServer
 from lb.control.admin_guard import wall_time
 from lb.control.desk import Check, GroupStanding, MemberStanding, Standing, WorkerStanding
+from lb.control.forced import Forced, Overrides
 from lb.control.state_machine import Applied
 from lb.control.store import Store
 from lb.edition import Composer, Edition, Resolved, Sources
@@ -193,6 +194,8 @@ class Desk:
         self.asked = 0
         self.routes_by_newest = True
         self.stopped_with: list[float | None] = []
+        self.overrides = Overrides(lambda: None)
+        self.cuts: list[tuple[str, str]] = []
         self.broken = False
         self.error: str | None = None
         self.pid = 1
@@ -229,6 +232,15 @@ class Desk:
 
     def ejected(self) -> Ejected:
         return {}
+
+    def forced(self) -> Forced:
+        return self.overrides.forced
+
+    def force(self, upstream: str, key: str, to: str, why: str) -> None:
+        self.overrides.force(upstream, key, to, why)
+
+    def cut(self, upstream: str, key: str) -> None:
+        self.cuts.append((upstream, key))
 
     def resolved(self) -> Resolved:
         return {}

@@ -234,6 +234,10 @@ def _print_status(plain: dict[str, Any], upstreams: list[dict[str, Any]]) -> Non
         f" {traffic['connections']} connections,"
         f" p50 {milliseconds(latency['p50'])}, p99 {milliseconds(latency['p99'])}"
     )
+    for each in plain["forced"]:
+        click.echo(
+            f"  {each['upstream']}/{each['backend']} is forced {each['to']} on this instance alone"
+        )
     for upstream in upstreams:
         _print_upstream(upstream)
 

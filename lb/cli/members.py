@@ -51,6 +51,7 @@ class BackendGroup(LazyGroup):
         "enable": ("members:enable", "Let it take requests again."),
         "disable": ("members:disable", "Take it out: no requests at all."),
         "remove": ("members:remove", "Take it out of the registry."),
+        "force": ("members:force", "Up or down on this instance alone; needs no quorum."),
     }
 
 
@@ -266,12 +267,43 @@ def disable(upstream: str, address: str, **words: Any) -> None:
 @click.command()
 @write_options
 @wait_option
+@click.option("--now", is_flag=True, help="Cut what runs there.")
 @click.argument("upstream")
 @click.argument("address")
-def remove(upstream: str, address: str, **words: Any) -> None:
-    """Take it out of the registry; what runs is finished."""
-    answer = _write("DELETE", _path(upstream, address), None, words)
+def remove(upstream: str, address: str, now: bool, **words: Any) -> None:
+    """Take it out of the registry; what runs is finished, or cut with --now."""
+    query = {"now": "true"} if now else {}
+    answer = _write("DELETE", _path(upstream, address), None, words, query=query)
     _tell(answer, words, f"removed {address}")
+
+
+@click.command()
+@admin_options
+@output_option
+@click.option("--note", default="", metavar="TEXT", help="Why, for the log.")
+@click.argument("to", metavar="up|down|auto", type=click.Choice(["up", "down", "auto"]))
+@click.argument("upstream")
+@click.argument("address")
+def force(
+    to: str, upstream: str, address: str, note: str, admin: str | None, config: str | None,
+    output: str,
+) -> None:  # fmt: skip
+    """Have a backend up or down on this instance alone, whatever group and checks say.
+
+    It needs no quorum, no other instance learns of it, and it is gone after a restart.
+    `auto` ends it.
+    """
+    instance = find_admin(admin, config)
+    query = {"note": note} if note else {}
+    answer = instance.ask("POST", f"{_path(upstream, address)}/force", {"to": to}, query=query)
+    if output == "json":
+        print_json(answer.plain)
+        return
+    where = f"on instance {answer.plain['member']} alone"
+    if to == "auto":
+        say(f"{address} is as the group sees it again, {where}")
+    else:
+        say(f"{address} is forced {to}, {where}; lb backend force auto ends it")
 
 
 def _set_state(upstream: str, address: str, state: str, words: dict[str, Any]) -> Answer:
@@ -284,13 +316,14 @@ def _write(
     body: dict[str, Any] | None,
     words: dict[str, Any],
     headers: dict[str, str] | None = None,
+    query: dict[str, str] | None = None,
 ) -> Answer:
     headers = dict(headers or {})
     if words["if_match"]:
         headers["If-Match"] = f'"{words["if_match"].strip(chr(34))}"'
     if words["idempotency_key"]:
         headers["Idempotency-Key"] = words["idempotency_key"]
-    query = {"note": words["note"]} if words["note"] else {}
+    query = dict(query or {}) | ({"note": words["note"]} if words["note"] else {})
     query |= {"force": "true"} if words["force"] else {}
     query |= {"wait": "all"} if words.get("wait") == "all" else {}
     instance = find_admin(words["admin"], words["config"])
@@ -313,15 +346,36 @@ def _tell(answer: Answer, words: dict[str, Any], done: str) -> None:
 
 
 def _wait_drained(instance: Admin, upstream: str, address: str, seconds: float) -> None:
-    left = [0]
+    shown: dict[str, int] = {}
 
     def drained() -> bool:
-        left[0] = instance.get(_path(upstream, address)).plain["in_flight"]
-        return left[0] == 0
+        left = _left(instance, upstream, address)
+        for member, count in left.items():
+            if shown.get(member) != count:
+                say(f"{address}: {_requests(count)} left on {member}")
+        shown.clear()
+        shown.update(left)
+        return not any(left.values())
 
     if not wait_for(drained, seconds):
-        raise OperatorError(f"{address} still has {left[0]} requests after {seconds:g} s")
+        places = ", ".join(f"{_requests(n)} on {member}" for member, n in shown.items() if n)
+        raise OperatorError(
+            f"{address} still has {places} after {seconds:g} s",
+            "wait longer, or cut them: lb backend remove --now",
+        )
     say(f"{address} has no requests left")
+
+
+def _left(instance: Admin, upstream: str, address: str) -> dict[str, int]:
+    """Return how many requests run on a backend, by instance."""
+    plain = instance.get(_path(upstream, address), view="group").plain
+    members = plain.get("members") or {}
+    left = {name: int(each["in_flight"]) for name, each in members.items() if "in_flight" in each}
+    return left or {"this instance": plain["in_flight"]}
+
+
+def _requests(count: int) -> str:
+    return "1 request" if count == 1 else f"{count} requests"
 
 
 def _path(upstream: str, address: str) -> str:

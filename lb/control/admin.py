@@ -94,6 +94,7 @@ class AdminServer:
                 web.patch(backend, writes.patch_backend),
                 web.delete(backend, writes.delete_backend),
                 web.post(backend + "/renew", writes.renew),
+                web.post(backend + "/force", acts.force),
                 web.patch(upstream, writes.patch_upstream),
                 web.delete(upstream, writes.delete_upstream),
                 web.get("/v1/config", reads.config),

@@ -10,9 +10,11 @@ from pydantic_core import PydanticCustomError
 
 from lb.config.kinds import Duration
 from lb.control.admin_guard import flag, read_object, respond
+from lb.control.admin_reads import entry_of, known_key, known_upstream
 from lb.control.admin_writes import by_of
 from lb.control.desk import Desk
 from lb.control.explaining import Serving, explain, question_in
+from lb.control.forced import WORDS
 from lb.control.problems import Problem
 from lb.edition import Assembly
 
@@ -44,6 +46,22 @@ class Acts:
         """Say where a request would go, and why."""
         question = question_in(await read_object(request))
         return respond(explain(question, self._newest()))
+
+    async def force(self, request: web.Request) -> web.Response:
+        """Force a backend up or down, on this instance alone; needs no quorum."""
+        upstream = known_upstream(self._desk, request.match_info["upstream"])
+        key = known_key(upstream, entry_of(self._desk, upstream), request.match_info["backend"])
+        body = await read_object(request)
+        if unknown := body.keys() - {"to"}:
+            raise Problem("bad-request", f'"{unknown.pop()}" is not known here', "there is to")
+        to = body.get("to")
+        if to not in WORDS:
+            raise Problem("bad-request", f"to must be one of {', '.join(WORDS)}")
+        by = by_of(request, self._desk.standing().name)
+        who = f" (by {by.token or by.source}{f': {by.note}' if by.note else ''})"
+        self._desk.force(upstream, key, to, who)
+        here = self._desk.standing().name
+        return respond({"upstream": upstream, "backend": key, "forced": to, "member": here})
 
     async def stop(self, request: web.Request) -> web.Response:
         """Pass a graceful stop to the supervisor; it is under way when this is answered."""

@@ -107,6 +107,14 @@ def _of_backends(desk: Desk) -> Iterator[Metric]:
     yield family("lb_backend_state", states)
     yield family("lb_backend_health", healths)
     yield family("lb_backend_ejected", ejected)
+    yield family(
+        "lb_backend_forced",
+        [
+            ({"upstream": upstream, "backend": key, "to": to}, 1)
+            for upstream, keys in desk.forced().items()
+            for key, to in keys.items()
+        ],
+    )
     yield family("lb_backend_weight", weights)
 
 

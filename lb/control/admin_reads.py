@@ -85,6 +85,11 @@ class Reads:
                     "waiting_for": list(group.waiting_for),
                     "detail": group.detail,
                 },
+                "forced": [
+                    {"upstream": upstream, "backend": key, "to": to}
+                    for upstream, keys in desk.forced().items()
+                    for key, to in keys.items()
+                ],
                 "certificates": list(standing.certificates),
                 "traffic": self._traffic(desk.reading()),
             },
@@ -277,6 +282,7 @@ def backend_as_plain(
         "revision": backend.revision,
         "health": _health(_checked(desk, upstream), endpoints),
         "ejected": is_ejected(desk, upstream, backend),
+        "forced": desk.forced().get(upstream, {}).get(backend.key),
         "last_check": _last_check(endpoints),
         "in_flight": int(reading.total("lb_backend_active_requests", **labels)),
         "requests": int(reading.total("lb_backend_requests_total", **labels)),

@@ -19,6 +19,7 @@ from lb.control.problems import Problem
 
 VIEW_SECONDS_MAX: Final = 2.0
 WAIT_ALL_SECONDS_MAX: Final = 5.0
+CUT_SECONDS_MAX: Final = 1.0  # That a removal may take to reach workers before what runs is cut.
 OWN_TABLES: Final = {"node", "group", "admin", "log", "access_log"}  # These differ by right.
 HASH_LENGTH: Final = 12
 
@@ -35,7 +36,12 @@ class Views:
 
     def methods(self) -> Mapping[str, Method]:
         """Return all of them; which member calls matters to none."""
-        return {"routed": self.routed, "view": self.view, "standing": self.standing}
+        return {
+            "routed": self.routed,
+            "view": self.view,
+            "standing": self.standing,
+            "cut": self.cut,
+        }
 
     async def routed(self, _: object, params: Plain) -> Plain:
         """Say whether all our workers route by a revision, waiting some seconds for it."""
@@ -49,6 +55,16 @@ class Views:
     async def view(self, _: object, params: Plain) -> Plain:
         """Say how an upstream's backends look from here."""
         return view_from_here(self._desk, params)
+
+    async def cut(self, _: object, params: Plain) -> Plain:
+        """Cut what runs here on a backend that was removed, once our workers know that it was."""
+        match params:
+            case {"upstream": str(upstream), "key": str(key), "revision": int(revision)}:
+                await self._desk.wait_routed(revision, CUT_SECONDS_MAX)
+                self._desk.cut(upstream, key)
+                return {}
+            case _:
+                raise Problem("bad-request", "cut takes an upstream, a key and a revision")
 
     async def standing(self, _: object, __: Plain) -> Plain:
         """Say what runs here."""
@@ -121,6 +137,13 @@ async def wait_all(desk: Desk, revision: int) -> Plain:
     late += [name for name, answer in said.items() if answer.get("routed") is False]
     unreachable = [name for name, answer in said.items() if "routed" not in answer]
     return {"behind": sorted(late), "unreachable": sorted(unreachable)}
+
+
+async def cut_all(desk: Desk, upstream: str, key: str) -> None:
+    """Have all live members cut what runs on a backend that has just been removed."""
+    params: Plain = {"upstream": upstream, "key": key, "revision": desk.store.registry.revision}
+    desk.cut(upstream, key)
+    await _ask(desk, "cut", params, CUT_SECONDS_MAX + VIEW_SECONDS_MAX)
 
 
 async def named_by(desk: Desk, upstream: str, *, force: bool) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from lb.control.admin_reads import (
     upstream_as_plain,
 )
 from lb.control.admin_recent import Recent
-from lb.control.admin_views import named_by, wait_all
+from lb.control.admin_views import cut_all, named_by, wait_all
 from lb.control.desk import Desk
 from lb.control.problems import Problem
 from lb.control.reloader import in_one_line
@@ -84,13 +84,13 @@ class Writes:
         )
 
     async def delete_backend(self, request: web.Request) -> web.Response:
-        """Take a backend out of the registry; workers finish what runs there."""
-        if flag(request, "now"):
-            raise Problem(
-                "not-supported", "?now is not yet supported", "without it, what runs is finished"
-            )
+        """Take a backend out of the registry; workers finish what runs there, or cut it `now`."""
         key = self._present_key(request)
-        return await self._write(request, RemoveBackend(key=key, **self._common(request)))
+        now = flag(request, "now")
+        response = await self._write(request, RemoveBackend(key=key, **self._common(request)))
+        if now:
+            await cut_all(self._desk, request.match_info["upstream"], key)
+        return response
 
     async def patch_upstream(self, request: web.Request) -> web.Response:
         """Change several backends in one revision."""

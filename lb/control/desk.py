@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from lb.config.schema import Config
+from lb.control.forced import Forced
 from lb.control.store import Store
 from lb.edition import Edition, Resolved
 from lb.metrics import Reading
@@ -192,6 +193,18 @@ class Desk(Protocol):
 
     def ejected(self) -> Ejected:
         """Endpoints that are out by what traffic showed, by upstream and address."""
+        ...
+
+    def forced(self) -> Forced:
+        """Backends that are forced up or down on this instance alone."""
+        ...
+
+    def force(self, upstream: str, key: str, to: str, why: str) -> None:
+        """Force a backend `up` or `down` here alone; `auto` ends that. `why` is for the log."""
+        ...
+
+    def cut(self, upstream: str, key: str) -> None:
+        """Have this instance's workers cut what still runs on a backend that was removed."""
         ...
 
     def resolved(self) -> Resolved:

@@ -94,6 +94,7 @@ def _header(name: str, description: str) -> Json:
 PARAMETERS: dict[str, Json] = {
     "force": _query("force", "Even if no active backend is left."),
     "force_member": _query("force", "Even if too few voters would be up without it."),
+    "now": _query("now", "Cut what runs there."),
     "note": _query("note", "Why, for those who look later.", {"type": "string"}),
     "wait": _query(
         "wait", "Wait for every live member; `behind` names those that are late.", {"enum": ["all"]}
@@ -165,8 +166,14 @@ OPERATIONS: list[tuple[str, str, str, Json]] = [
     (
         "delete",
         BACKEND,
-        "Take a backend out; what runs there is finished.",
-        {"schema": "Written", "takes": WRITE},
+        "Take a backend out; what runs there is finished, or cut.",
+        {"schema": "Written", "takes": f"{WRITE} now"},
+    ),
+    (
+        "post",
+        BACKEND + "/force",
+        "Force a backend up or down on this instance alone; needs no quorum.",
+        {"schema": "Object", "takes": "note", "body": "Force", "body_required": True},
     ),
     (
         "post",
@@ -459,6 +466,7 @@ SCHEMAS: dict[str, Json] = {
         "required": ["method", "url"],
         "additionalProperties": False,
     },
+    "Force": {**_object(to={"enum": ["up", "down", "auto"]}), "required": ["to"]},
     "Stop": {**_object(drain=TEXT), "additionalProperties": False},
     "Token": {**_object(token=TEXT), "additionalProperties": False},
     "Session": _object(name=TEXT, role=TEXT, seconds={"type": ["integer", "null"]}),
