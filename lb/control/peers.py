@@ -245,6 +245,8 @@ class Peers:
                 f"{connection.where} is {peer.name}, id {peer.member:x}, "
                 f"and should be {name}, id {member:x}",
             )
+        if why := self._admits(peer):
+            raise Refusal("not-admitted", why)
         if connection.purpose is Purpose.LINK and not connection.of_one_group:
             if ours.is_member and peer.is_member:
                 raise Refusal(
@@ -253,9 +255,6 @@ class Peers:
                     "to move an instance, stop it, remove raft/ in its data_dir and start it again",
                 )
             raise Refusal("no-member", f"{(ours if peer.is_member else peer).name} has not joined")
-        why = self._admits(peer)
-        if why:
-            raise Refusal("not-admitted", why)
         callers = sum(each.purpose is Purpose.CALLS and not each.dialled for each in self._all)
         if not connection.dialled and connection.purpose is Purpose.CALLS and callers > CALLERS_MAX:
             raise Refusal("busy", f"{CALLERS_MAX} others ask already")
