@@ -217,7 +217,7 @@ class Keeper:
         loop = asyncio.get_running_loop()
         started, greeted = loop.time(), False
         while True:
-            leader = await self._agreed_leader()
+            leader = await self._agreed_leader(0 if greeted else len(NAMES))
             if leader and not greeted:
                 print(self._advice(leader), file=sys.stderr, flush=True)
                 greeted = True
@@ -229,12 +229,14 @@ class Keeper:
             self._leader = leader or self._leader
             await asyncio.sleep(WATCH_SECONDS if greeted else LOOK_SECONDS)
 
-    async def _agreed_leader(self) -> str:
-        """Return whom all instances that answer call their leader; at least two must."""
-        named = [await _leader_of(place) for place in self._places.values()]
-        known = {name for name in named if name is not None}
-        answered = sum(name is not None for name in named)
-        return known.pop() if len(known) == 1 and answered >= 2 else ""
+    async def _agreed_leader(self, voters: int) -> str:
+        """Return whom all that answer call their leader, two at least, who know so many voters."""
+        said = [each for place in self._places.values() if (each := await _group_at(place))]
+        leaders = {str(each["leader"]) for each in said}
+        formed = all(
+            sum(member["role"] == "voter" for member in each["members"]) >= voters for each in said
+        )
+        return leaders.pop() if formed and len(leaders) == 1 and len(said) >= 2 else ""
 
     def _advice(self, leader: str) -> str:
         places = list(self._places.values())
@@ -265,16 +267,14 @@ class Keeper:
         )
 
 
-async def _leader_of(place: Places) -> str | None:
-    """Return whom an instance calls its leader, or None where it does not know or answer."""
-    body = await answer_of(place.admin, "/v1/status")
-    if body is None:
-        return None
+async def _group_at(place: Places) -> dict[str, Any] | None:
+    """Return what an instance says of its group, or None where it does not answer or know."""
+    body = await answer_of(place.admin, "/v1/group")
     try:
-        plain: Any = json.loads(body)
+        plain = json.loads(body or b"{}")
     except ValueError:
         return None
-    return str(plain["group"]["leader"]) or None
+    return plain if isinstance(plain, dict) and plain.get("leader") else None
 
 
 async def _end_instance(instance: Process) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from journeys.kit import PATIENCE, ROOT, Backend, alive, ask, free_ports, until
+
+GROUP_PATIENCE = 60.0  # Three instances start at once, on a machine that may be busy.
 
 
 class Started:
@@ -159,4 +162,119 @@ def test_run_without_a_file_serves_and_cleans_up(
 
     assert answers == {"a", "b"}
     assert each.process.wait(PATIENCE) == 0
+    assert each.left_on_disk == []
+
+
+# --- The group's demo -------------------------------------------------------------------------
+
+
+def group_demo(started: list[Started], folder: Path) -> tuple[Started, list[int], list[int]]:
+    """Start it on ports that nobody uses, three in a row each."""
+    row = ports_in_a_row(10)
+    proxies, admins = row[:3], row[3:6]
+    words = ("--port", proxies[0], "--admin-port", admins[0], "--backend-port", row[6])
+    each = Started(folder, "demo", "--group", *map(str, words))
+    started.append(each)
+
+    def greeted() -> bool:
+        assert each.process.poll() is None, each.said
+        return "Ctrl-C stops everything" in each.said
+
+    until(greeted, "what to try next", GROUP_PATIENCE)
+    return each, proxies, admins
+
+
+def ports_in_a_row(count: int) -> list[int]:
+    """Return so many ports in a row that nobody has just now."""
+    for first in range(20_000 + os.getpid() % 500 * 20, 32_000, 37):
+        row = list(range(first, first + count))
+        if all(map(is_free, row)):
+            return row
+    raise AssertionError(f"no {count} ports in a row are free")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def advice(each: Started, *words: str) -> str:
+    """Return the command that was said to try and that has all these words in it."""
+    [line] = [
+        line.strip()
+        for line in each.said.splitlines()
+        if line.startswith("    ") and all(word in line for word in words)
+    ]
+    return line
+
+
+def tried(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        line,
+        shell=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_group_s_demo_agrees_survives_its_leader_and_ends_with_ctrl_c(
+    start: list[Started], tmp_path: Path
+) -> None:
+    each, proxies, admins = group_demo(start, tmp_path)
+
+    status = tried(advice(each, "group status"), tmp_path)
+    assert status.returncode == 0, status.stderr
+    assert "3 voters" in status.stdout
+    assert "demo: d added" not in each.said
+    added = tried(advice(each, "backend add"), tmp_path)
+    assert added.returncode == 0, added.stderr
+    for port in proxies:
+        assert "d\n" in {ask(port).text for _ in range(20)}
+    drained = tried(advice(each, "backend drain"), tmp_path)
+    assert drained.returncode == 0, drained.stderr
+
+    leader = ask(admins[0], "/v1/status").json()["group"]["leader"]
+    os.kill(int(advice(each, "kill -9").split()[2]), signal.SIGKILL)
+    until(lambda: "leads now" in each.said, "another leader", GROUP_PATIENCE)
+    other = next(port for port, name in zip(admins, "abc", strict=True) if name != leader)
+    fixed = tried(f"{sys.executable} -m lb.cli backend enable demo b --admin :{other}", tmp_path)
+    assert fixed.returncode == 0, fixed.stderr
+
+    os.killpg(each.process.pid, signal.SIGINT)
+    assert each.process.wait(PATIENCE) == 0
+    until(lambda: not each.session(), "the end of every process")
+    assert each.left_on_disk == []
+    assert "Traceback" not in each.said
+
+
+def test_the_group_s_demo_leaves_nothing_running_when_it_is_killed(
+    start: list[Started], tmp_path: Path
+) -> None:
+    each, _, _ = group_demo(start, tmp_path)
+
+    each.process.kill()
+    each.process.wait(PATIENCE)
+
+    until(lambda: not each.session(), "the end of every process")
+
+
+def test_the_group_s_demo_says_which_port_is_taken(
+    start: list[Started], tmp_path: Path, backends: list[Backend]
+) -> None:
+    port, admin = backends[0].port, ports_in_a_row(3)[0]
+    each = Started(tmp_path, "demo", "--group", "--port", str(port), "--admin-port", str(admin))
+    start.append(each)
+
+    assert each.process.wait(PATIENCE) == 7
+    assert f"127.0.0.1:{port}" in each.said
+    assert "Traceback" not in each.said
+    until(lambda: not each.session(), "the end of every process")
     assert each.left_on_disk == []
