@@ -19,7 +19,7 @@ from lb.control.forming import Answer, Found, Join, Wait, decide
 from lb.control.peers import PeerRefused, Peers, PeerTimeout, PeerUnreachable
 from lb.control.replica import Replica
 from lb.control.seat import Seat, SeatFiles, Standing, new_group, new_member
-from lb.control.store import REGISTRY_FILE, DamagedRegistryError, read_registry_file
+from lb.control.store import REGISTRY_FILE, read_registry_file
 from lb.errors import AccordError
 from lb.registry import By, Changed, Member, Registry
 
@@ -61,7 +61,7 @@ class Founding:
 
     async def found(self, kept: Registry | None) -> None:
         """Found a group, of what this instance has: its last good registry, or nothing."""
-        before = kept or await asyncio.to_thread(self._old_registry)
+        before = kept or await asyncio.to_thread(read_registry_file, self._folder)
         if before is None:
             before = Registry(id=new_group())
         elif before is kept:
@@ -80,14 +80,6 @@ class Founding:
         await asyncio.to_thread(self._set_aside_old_registry)
         if group.config() is not None:
             log.info("founded group %s", before.id)
-
-    def _old_registry(self) -> Registry | None:
-        """Read what an earlier version kept of an instance alone."""
-        try:
-            return read_registry_file(self._folder)
-        except DamagedRegistryError as error:
-            log.error("%s; going on without it", error.message)
-            return None
 
     def _set_aside_old_registry(self) -> None:
         old = self._folder / REGISTRY_FILE

@@ -136,7 +136,7 @@ class Group:
         elif self._is_alone:
             await self.founding.found(self.kept)
         if self._is_alone or self.registry.members.keys() <= {self._own_id}:
-            await self.until(lambda: self.has_leader, LEAD_SECONDS_MAX)
+            await self.until(self._knows_all, LEAD_SECONDS_MAX)
 
     async def serve(self, sock: socket.socket | None, methods: Mapping[str, Method]) -> None:
         """Meet the others, on a listening socket of ours; without one, there are none."""
@@ -179,8 +179,12 @@ class Group:
         replica.transfer(successor.id)
         await self.until(lambda: not replica.leads, TRANSFER_SECONDS_MAX)
 
+    def _knows_all(self) -> bool:
+        """Whether all that was ever answered is applied here. Only a leader can tell."""
+        return self.replica is not None and self.replica.up_to_date
+
     async def until(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Wait until something holds that a change of leaders may bring; False: it does not."""
+        """Wait until something holds that the group's course may bring; False: it does not."""
         until = self._loop.time() + seconds
         while not condition():
             left = until - self._loop.time()
@@ -361,6 +365,7 @@ class Group:
         self._show()
         if self.duties is not None:
             self.duties.follow()
+        self._ring()
         changed = [each for each in news if each.changed]
         if changed:
             self._loop.call_soon(self._tell, changed)

@@ -45,7 +45,7 @@ CHANGES_NAMED_MAX = 5  # In one line of the log; the rest is counted.
 RELOADS_MAX = 8  # One runs, the others wait; more are turned away.
 LIVE_SECONDS_MAX = 5.0  # For workers to take up the edition.
 NAMES_SECONDS_MAX = 2.0  # For names that are new; one that takes longer comes in later.
-PENDING_AGAIN = 2.0  # Seconds until what the registry could not decide is proposed again.
+PENDING_AGAIN = 0.5  # Seconds until what the registry could not decide is proposed again.
 
 
 class Sockets(Protocol):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from file_store import FileStore
 
 from lb.config.schema import Config
 from lb.control.disk import Disk, seal
@@ -24,7 +25,7 @@ from lb.control.file_memory import (
     propose_all,
     try_all,
 )
-from lb.control.store import FileStore, NoQuorum, UnknownOutcome
+from lb.control.store import NoQuorum, UnknownOutcome
 from lb.errors import AccordError, StartError
 from lb.registry import (
     By,

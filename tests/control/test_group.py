@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from file_store import FileStore
 
 from lb.control.group import Group
 from lb.control.group_desk import GroupDesk
 from lb.control.seat import Standing
-from lb.control.store import REGISTRY_FILE, FileStore, NoQuorum, RefusedError
+from lb.control.store import REGISTRY_FILE, DamagedRegistryError, NoQuorum, RefusedError
 from lb.errors import AccordError
 from lb.registry import ApplyFile, By, Fields, PutBackend, Said
 
@@ -44,8 +48,8 @@ def file(*addresses: str) -> ApplyFile:
     return ApplyFile(upstream="app", by=BY, at=1.0, remembered=None, said=said)
 
 
-def put(address: str) -> PutBackend:
-    return PutBackend(upstream="app", by=BY, at=1.0, key=address, fields=Fields(weight=2))
+def put(address: str, weight: int = 2) -> PutBackend:
+    return PutBackend(upstream="app", by=BY, at=1.0, key=address, fields=Fields(weight=weight))
 
 
 def backends(group: Group) -> set[str]:
@@ -194,5 +198,48 @@ def test_a_member_file_that_cannot_be_read_says_what_to_do(tmp_path: Path) -> No
             async with alone(tmp_path / "d"):
                 pass
         assert "joins under a new id" in caught.value.hint
+
+    run(work)
+
+
+def test_a_damaged_file_of_an_earlier_version_is_not_passed_over(tmp_path: Path) -> None:
+    async def work() -> None:
+        folder = tmp_path / "d"
+        folder.mkdir()
+        (folder / REGISTRY_FILE).write_bytes(b"{}")
+        with pytest.raises(DamagedRegistryError, match="not a file that we wrote"):
+            async with alone(folder):
+                pass
+
+    run(work)
+
+
+CHILD = """
+import asyncio, sys
+sys.path[:0] = [sys.argv[2], sys.argv[3]]
+from control import test_group as t
+async def main():
+    async with t.alone(t.Path(sys.argv[1])) as group:
+        await group.propose(t.file("10.0.0.1:80"))
+        for n in range(100_000):
+            reply = await group.propose(t.put("10.0.0.2:80", n % 1_000))
+            print(reply.revision, flush=True)
+asyncio.run(main())
+"""
+
+
+def test_killed_at_any_moment_what_was_answered_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    tests = Path(__file__).parent.parent
+    command = [sys.executable, "-c", CHILD, str(folder), str(tests), str(tests.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        answered = [int(process.stdout.readline()) for _ in range(20)]
+        process.send_signal(signal.SIGKILL)
+        answered += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+
+    async def work() -> None:
+        async with alone(folder) as group:
+            assert answered[-1] <= group.registry.revision <= answered[-1] + 1
 
     run(work)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from file_store import FileStore
 
 from lb.config.load import ConfigErrors, Loaded, load
 from lb.config.parse import parse_in_child
@@ -20,7 +21,7 @@ from lb.control.in_force import InForce
 from lb.control.publisher import Publisher
 from lb.control.reloader import RELOADS_MAX, Hands, Reloader, keep_restart_keys
 from lb.control.resolver import Resolver
-from lb.control.store import FileStore, NotStored
+from lb.control.store import NotStored
 from lb.edition import Assembly, Composer, Sources
 from lb.errors import OperatorError, StartError
 from lb.registry import By, Command, PatchBackend, Reply
