@@ -43,6 +43,7 @@ class Leader:
 
 
 def test_a_new_leader_gives_every_lease_its_full_ttl_and_an_election_timeout() -> None:
+    """T65: whatever the leader before it knew of renewals."""
     leader = Leader(ONE)
 
     assert leader.due(TTL + ELECTION + GATHER - 0.01) == []

@@ -13,7 +13,8 @@ The names of the rules are those that a mutant is caught by:
 - `state machine safety`: members apply the same entries, and are then in the same state.
 - `no step back`: term, commit and applied never decrease, on disk and in memory.
 - `committed is durable`: what is committed first is on the disks of a quorum in force.
-- `configuration`: the one in force is the log's, and one change at most is pending.
+- `configuration`: the one in force is the log's, one change at most is pending, and the
+  registry has the members that the log made.
 - `promises are durable`: no message leaves before what it promises is on the disk.
 - `disks keep`: what was sure before a crash is there after it, and nothing else but what was
   being written.
@@ -45,6 +46,7 @@ from simulator.shadow import Atlas, Place, ShadowLog, ViolationError
 
 if TYPE_CHECKING:
     from lb.raft.node import Node
+    from lb.registry import Registry
     from simulator.disks import Contents
     from simulator.tally import Tally
 
@@ -367,6 +369,16 @@ class Invariants:
                 "state machine safety", f"{shadow.number} applied {entry}, not committed"
             )
         self._check_mark(shadow, index, mark)
+
+    def registered(self, shadow: Shadow, registry: Registry) -> None:
+        """Whom a member's registry has as members: those of the log, as far as it is applied."""
+        conf = self.committed[shadow.applied].conf
+        members = registry.members
+        voters = {number for number in members if members[number].voter}
+        if members.keys() != conf.members or voters != conf.voters:
+            raise ViolationError(
+                "configuration", f"{shadow.number} has {sorted(members)}, {conf} is in force"
+            )
 
     def _check_mark(self, shadow: Shadow, index: int, mark: int) -> None:
         known = self._marks.setdefault(index, mark)

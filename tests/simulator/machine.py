@@ -1,5 +1,7 @@
 """What the log is for: registers and lists that clients use, and the real registry beside them.
 
+Changes of members go into the registry too, which holds them by name and address.
+
 Commands carry the client and the number of its call. The newest answer of each client is part
 of the state, and so of snapshots: a retry is answered from there and not done again.
 """
@@ -11,10 +13,22 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from lb.raft.members import Change, decode_change
+from lb.raft.messages import ConfState, Entry
+from lb.raft.messages import Kind as EntryKind
 from lb.registry import (
+    ApplyFile,
+    By,
+    Changed,
+    Command,
+    Member,
     Registry,
+    Reply,
+    Said,
     apply,
-    command_from_plain,
+    change_member,
+    decode_command,
+    encode_command,
     registry_from_plain,
     registry_to_plain,
     state_hash,
@@ -23,6 +37,9 @@ from simulator.histories import Effect, Kind, Value
 from simulator.revisions import initial
 
 REGISTRY_ID = "5" * 32
+UPSTREAM = "app"
+NOBODY = By(source="simulator")
+WORDS = {Change.ADD_LEARNER: "add", Change.PROMOTE: "promote", Change.REMOVE: "remove"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +57,64 @@ def encode(client: int, number: int, kind: Kind, key: str, args: tuple[int, int]
     return b"%d %d %s %s %d %d" % (client, number, kind.value.encode(), key.encode(), *args)
 
 
-def encode_registry(plain: object) -> bytes:
-    """Write down a command of the registry, in its plain form."""
-    return b"R" + orjson.dumps(plain)
+def encode_for_registry(command: Command) -> bytes:
+    """Write down a command of the registry, as it stands in a log."""
+    return b"R" + encode_command(command)
+
+
+def founded(conf: ConfState, backends: int) -> Registry:
+    """Return the registry that a group begins with: its members, and what their file says."""
+    never = Changed(NOBODY, 0, 0.0)
+    members = {
+        number: Member(number, f"m{number}", address_of(number), number in conf.voters, never)
+        for number in sorted(conf.members)
+    }
+    said = tuple(Said(f"10.9.0.{number}:80") for number in range(1, backends + 1))
+    command = ApplyFile(upstream=UPSTREAM, by=NOBODY, at=0.0, remembered=None, said=said)
+    return apply(Registry(REGISTRY_ID, members=members), command)[0]
+
+
+def address_of(number: int) -> str:
+    """Return where a member listens."""
+    return f"10.1.0.{number}:9901"
 
 
 @dataclass(slots=True)
 class Machine:
-    """The state of one member, changed only by `apply`. Equal states have equal marks."""
+    """The state of one member, changed only by `take`. Equal states have equal marks."""
 
     values: dict[str, Value] = field(default_factory=dict)
     revision: int = 0
     answers: dict[int, Answer] = field(default_factory=dict)
     registry: Registry = field(default_factory=lambda: Registry(REGISTRY_ID))
+    term: int = 0  # Of the entry applied last.
     mark: int = 0
+    command: Command | None = None  # Of the registry, that was applied last; else None.
+    reply: Reply | None = None
     effect: Effect | None = None  # Of the command applied last, if it had one.
 
-    def apply(self, data: bytes) -> tuple[int, Answer] | None:
-        """Apply one command; return the client and the answer, if a client asked."""
-        self.effect = None
+    def take(self, entry: Entry) -> tuple[int, Answer] | None:
+        """Apply one entry of the log; return the client and the answer, if a client asked."""
+        self.effect = self.command = self.reply = None
+        self.term = entry.term
+        if entry.kind is EntryKind.NORMAL:
+            return self.apply(entry.data, entry.term)
+        if entry.kind is EntryKind.CONF:
+            self._change(entry.data)
+        return None
+
+    def _change(self, data: bytes) -> None:
+        change = decode_change(data)
+        self._hold(change_member(self.registry, WORDS[change.what], change.member, change.context))
+
+    def apply(self, data: bytes, term: int) -> tuple[int, Answer] | None:
+        """Apply one command; see `take`."""
         if not data:
             return None
         if data.startswith(b"R"):
-            self.registry, _ = apply(self.registry, command_from_plain(orjson.loads(data[1:])))
-            self._mark(state_hash(self.registry).encode())
+            self.command = decode_command(data[1:])
+            registry, self.reply = apply(self.registry, self.command, term)
+            self._hold(registry)
             return None
         parts = data.split(b" ")
         client, number = int(parts[0]), int(parts[1])
@@ -89,6 +140,11 @@ class Machine:
         self.revision += 1
         return Answer(number, True, after, self.revision)
 
+    def _hold(self, registry: Registry) -> None:
+        if registry is not self.registry:
+            self.registry = registry
+            self._mark(state_hash(registry).encode())
+
     def _mark(self, data: bytes) -> None:
         self.mark = zlib.crc32(data, self.mark)
 
@@ -107,6 +163,7 @@ class Machine:
                     for client, one in self.answers.items()
                 ],
                 "registry": registry_to_plain(self.registry),
+                "term": self.term,
                 "mark": self.mark,
             }
         )
@@ -123,6 +180,7 @@ class Machine:
                 for client, number, done, value, revision in plain["answers"]
             },
             registry=registry_from_plain(plain["registry"]),
+            term=plain["term"],
             mark=plain["mark"],
         )
 

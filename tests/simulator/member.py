@@ -28,11 +28,14 @@ from lb.raft.messages import (
     SnapMeta,
     Snapshot,
 )
-from lb.raft.node import Config, Node
+from lb.raft.node import Node
+from lb.registry import encode_member
 from simulator.clients import Client, No
 from simulator.disks import Disk, DiskFailedError
-from simulator.machine import Machine
-from simulator.plan import Plan, Strike
+from simulator.leases import Landlord, Tenant
+from simulator.machine import NOBODY, Machine, address_of, founded
+from simulator.network import show
+from simulator.plan import Strike, config_of
 from simulator.shadow import ViolationError
 
 if TYPE_CHECKING:
@@ -47,13 +50,18 @@ class CrashedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A try of a client's call that waits at this member. `floor`: committed when it came."""
+    """
+    A try of a call that waits at this member. `floor`: what was committed when it came.
 
-    client: Client
+    `term`: of a renewal, the one in which the lease was extended.
+    """
+
+    client: Client | Tenant
     attempt: int
     number: int = 0
     key: str = ""
     floor: int = 0
+    term: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +88,11 @@ class Member:
         self.node: Node | None = None
         self.disk: Disk = world.make_disk(number, conf)
         self.shadow = world.invariants.join(number)
-        self.machine = Machine()
+        self._founded = founded(conf, world.plan.seed % 2)
+        self.machine = Machine(registry=self._founded)
+        self.landlord = Landlord(world.plan, world.agenda)
         self._world = world
         self._agenda = world.agenda
-        self._conf = conf
         self._log = MemoryLog()
         self._boot = 0
         self._rng = world.chance(f"member {number}")
@@ -123,7 +132,9 @@ class Member:
             return
         meta = contents.snapshot.meta
         self._world.invariants.started(self.shadow, contents)
-        self.machine = Machine.load(contents.snapshot.data) if meta.index else Machine()
+        data = contents.snapshot.data
+        self.machine = Machine.load(data) if meta.index else Machine(registry=self._founded)
+        self.landlord = Landlord(self._world.plan, self._agenda)
         self._log = MemoryLog(
             contents.entries, contents.snapshot, (contents.base, contents.base_term)
         )
@@ -222,6 +233,8 @@ class Member:
         self._agenda.after(int(self._world.plan.tick * self.tick_scale), self._tick, boot)
         if self.node is not None and not self.paused:
             self._do(self.node.tick)
+            if self.landlord.term:
+                self._do(self._expire)
 
     def receive(self, message: Message) -> None:
         """Take a message off the network."""
@@ -255,6 +268,8 @@ class Member:
             act(*args)
             while node.has_ready():
                 self._carry_out(node, node.ready())
+            if self._world.plan.tenants:
+                self.landlord.look(node, self.machine)
         except CrashedError:
             self._crash_now()
             return
@@ -399,16 +414,24 @@ class Member:
             self.snapshot(self._world.plan.keep_entries)
 
     def _apply_entry(self, entry: Entry) -> None:
-        told = self.machine.apply(entry.data) if entry.kind.value == 0 else None
+        before = self.machine.registry
+        told, reply = self.machine.take(entry), self.machine.reply
         effect = self.machine.effect if told is not None else None
-        self._world.invariants.applied(self.shadow, entry, self.machine.mark)
+        invariants = self._world.invariants
+        invariants.applied(self.shadow, entry, self.machine.mark)
+        invariants.registered(self.shadow, self.machine.registry)
         self._world.learn_effect(entry.index, effect)
+        if reply is not None:
+            self._world.leases.applied(entry.index, self.machine.command, before, reply)
         waiting = self._placed.pop(entry.index, None)
         if waiting is None:
             return
         term, asked = waiting
         if term != entry.term:
             asked.client.refused(asked.attempt, No.NOT_DONE)
+        elif isinstance(asked.client, Tenant):
+            assert reply is not None
+            asked.client.replied(asked.attempt, reply)
         elif told is not None and told[1].number == asked.number:
             answer = told[1]
             asked.client.answered(asked.attempt, answer.done, answer.value, answer.revision)
@@ -460,7 +483,7 @@ class Member:
 
     # --- Clients ------------------------------------------------------------------------------
 
-    def write(self, client: Client, attempt: int, number: int, data: bytes) -> None:
+    def write(self, client: Client | Tenant, attempt: int, number: int, data: bytes) -> None:
         """Take a command; see `clients.Desk`."""
         if self.paused or self.node is None:
             return
@@ -478,12 +501,13 @@ class Member:
         except (NotLeader, Dropped):
             self._refuse(Failed(ctx, Fate.NOT_DONE, "refused"))
 
-    def read(self, client: Client, attempt: int, key: str) -> None:
-        """Take a read; see `clients.Desk`."""
+    def read(self, client: Client | Tenant, attempt: int, key: str, term: int = 0) -> None:
+        """Take a read; see `clients.Desk`, and `Asked` for the term."""
         if self.paused or self.node is None:
             return
         ctx = self._world.next_ctx()
-        self._reading[ctx] = Asked(client, attempt, key=key, floor=self._world.invariants.commit)
+        floor = self._world.invariants.commit
+        self._reading[ctx] = Asked(client, attempt, key=key, floor=floor, term=term)
         self._do(self._read, ctx)
 
     def _read(self, ctx: bytes) -> None:
@@ -498,6 +522,9 @@ class Member:
         if asked is None:
             return
         self._world.invariants.read(self.shadow, index, asked.floor)
+        if isinstance(asked.client, Tenant):
+            self.landlord.confirmed(asked.client, asked.attempt, asked.term)
+            return
         value, revision = self.machine.read(asked.key)
         asked.client.answered(asked.attempt, True, value, revision)
 
@@ -509,8 +536,11 @@ class Member:
         if placed.index > self.shadow.applied:
             self._placed[placed.index] = (placed.term, asked)
             return
-        answer = self.machine.answers.get(asked.client.number)
+        answer = None
+        if isinstance(asked.client, Client):
+            answer = self.machine.answers.get(asked.client.number)
         if answer is not None and answer.number == asked.number:
+            assert isinstance(asked.client, Client)
             asked.client.answered(asked.attempt, answer.done, answer.value, answer.revision)
         else:
             asked.client.refused(asked.attempt, No.NOBODY_KNOWS)
@@ -520,6 +550,24 @@ class Member:
         if asked is not None:
             why = No.NOT_DONE if failed.fate is Fate.NOT_DONE else No.NOBODY_KNOWS
             asked.client.refused(asked.attempt, why)
+
+    # --- Leases -------------------------------------------------------------------------------
+
+    @property
+    def wall(self) -> float:
+        """The clock on the wall, which may be set at any time."""
+        return (self._agenda.now + self.wall_offset) / self._world.plan.lease_second
+
+    def renew(self, tenant: Tenant, attempt: int, key: str) -> None:
+        """Extend a lease, if this member may."""
+        if self.node is not None and not self.paused:
+            self.landlord.renew(self, tenant, attempt, key)
+
+    def _expire(self) -> None:
+        assert self.node is not None
+        data = self.landlord.expire(self.node, self.wall)
+        if data:
+            self._propose(data, self._world.next_ctx())
 
     # --- Operators ----------------------------------------------------------------------------
 
@@ -538,7 +586,8 @@ class Member:
     def change(self, what: Change, number: int) -> None:
         """Ask for a change of members."""
         if self.node is not None and not self.paused:
-            self._do(self._change, ConfChange(what, number))
+            context = encode_member(f"m{number}", address_of(number), NOBODY, self.wall)
+            self._do(self._change, ConfChange(what, number, context))
 
     def _change(self, change: ConfChange) -> None:
         assert self.node is not None
@@ -546,34 +595,3 @@ class Member:
             self.node.propose_conf(change, self._world.next_ctx())
         except (NotLeader, Dropped) as error:
             self._world.note(f"{self.number} refuses {change}: {error}")
-
-
-def config_of(plan: Plan, number: int) -> Config:
-    """Return a member's settings."""
-    return Config(
-        id=number,
-        election_ticks=plan.election_ticks,
-        heartbeat_ticks=plan.heartbeat_ticks,
-        pre_vote=plan.pre_vote,
-        check_quorum=plan.check_quorum,
-        max_append_bytes=plan.append_bytes,
-        inflight_max=plan.inflight,
-        snapshot_chunk_bytes=plan.chunk_bytes,
-        apply_bytes_max=plan.apply_bytes,
-    )
-
-
-def show(message: Message) -> str:
-    """Return a message in one line, without what it does not use."""
-    parts = [f"{message.frm}: {message.type.name} term {message.term}"]
-    if message.log_index or message.log_term:
-        parts.append(f"at {message.log_term}/{message.log_index}")
-    if message.entries:
-        parts.append(f"entries {[(e.term, e.index) for e in message.entries]}")
-    if message.commit:
-        parts.append(f"commit {message.commit}")
-    if message.reject:
-        parts.append(f"no, hint {message.hint_term}/{message.hint_index}")
-    if message.chunk is not None:
-        parts.append(f"chunk {message.chunk.meta.index} from {message.chunk.offset}")
-    return " ".join(parts)

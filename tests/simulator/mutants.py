@@ -4,8 +4,8 @@ A mutant is one function with some of its text replaced. `python -m simulator.mu
 mutants`) runs each on the same seeds until something does not hold, and prints which seed and
 which rule that was. The true code passes those seeds: `simulator.test_seeds` runs them.
 
-Not here: joint consensus and lease reads, which we do not have; expiries, which come with
-leases; repairing damage as if it were a torn tail, which `raft.test_wal` tries at every byte.
+Not here: joint consensus and lease reads, which we do not have; repairing damage as if it were
+a torn tail, which `raft.test_wal` tries at every byte.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ DURABLE, PROMISES = "committed is durable", "promises are durable"
 SAFETY, COMPLETE = "state machine safety", "leader completeness"
 LEADING = "lb.raft.leading:Leadership"
 OUTBOX = "lb.raft.outbox:Outbox"
+LAST = "leases last"
 STAYS = (SAFETY, COMPLETE, "log matching", DURABLE, CORE)
 
 MUTANTS = (
@@ -267,6 +268,53 @@ MUTANTS = (
         "lb.control.storage:Storage._sync",
         (("file.sync()", "pass"),),
         ("disks keep", CORE),
+    ),
+    Mutant(
+        "expiry forwarded by an old leader",
+        "simulator.leases:Landlord.expire",
+        (("if node.role is not Role.LEADER:", "if not self.term:"),),
+        (LAST,),
+        (
+            ("simulator.leases:Landlord.look", "self.clock.demote()", "pass"),
+            ("simulator.leases:Landlord.look", "        self.term = 0\n", ""),
+            ("lb.registry.machine:_expire", "if command.term != term:", "if False:"),
+        ),
+    ),
+    Mutant(
+        "a new leader lets leases run out that it knows nothing of",
+        "lb.registry.leases:LeaseClock.promote",
+        (("now + entry.ttl + extra", "now"),),
+        (LAST, "a new leader gives leases their whole TTL"),
+    ),
+    Mutant(
+        "a lease is renewed though its end is proposed",
+        "lb.registry.leases:LeaseClock.renew",
+        ((" or lease.claimed", ""),),
+        (LAST, "liveness"),
+    ),
+    Mutant(
+        "leases are taken over before an entry of the own term is applied",
+        "simulator.leases:Landlord.look",
+        ((" and machine.term == node.term", ""),),
+        (LAST,),
+    ),
+    Mutant(
+        "leases are known by their backend, not by number",
+        "lb.registry.expiry:_still_leased",
+        ((" and entry.lease == lease", ""),),
+        (LAST,),
+    ),
+    Mutant(
+        "the last active backend expires",
+        "lb.registry.expiry:_others_active",
+        (("return any(", "return True or any("),),
+        ("the last active one stays",),
+    ),
+    Mutant(
+        "the registry's dedupe table is left out of snapshots",
+        "lb.registry.answers:Answers.from_plain",
+        (("in plain.items()", "in ()"),),
+        (SAFETY,),
     ),
     Mutant(
         "a failed sync is tried again",

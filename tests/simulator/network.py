@@ -117,3 +117,19 @@ def size_of(message: Message) -> int:
     """Return about how long a message is on the wire."""
     size = HEADER_BYTES + sum(HEADER_BYTES + len(entry.data) for entry in message.entries)
     return size + (len(message.chunk.data) if message.chunk is not None else 0)
+
+
+def show(message: Message) -> str:
+    """Return a message in one line, without what it does not use."""
+    parts = [f"{message.frm}: {message.type.name} term {message.term}"]
+    if message.log_index or message.log_term:
+        parts.append(f"at {message.log_term}/{message.log_index}")
+    if message.entries:
+        parts.append(f"entries {[(e.term, e.index) for e in message.entries]}")
+    if message.commit:
+        parts.append(f"commit {message.commit}")
+    if message.reject:
+        parts.append(f"no, hint {message.hint_term}/{message.hint_index}")
+    if message.chunk is not None:
+        parts.append(f"chunk {message.chunk.meta.index} from {message.chunk.offset}")
+    return " ".join(parts)

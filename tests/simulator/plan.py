@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lb.raft.node import Config
 from simulator.agenda import MS, SECOND, stream
 
 LEADER = -1  # As a fault's target: whoever leads when it strikes.
@@ -111,7 +112,7 @@ class Plan:
     clients: int
     calls: int  # Of all clients together, at most.
     pause_between: int  # About how long a client waits between calls.
-    registry_share: float  # Of the calls, those that change the registry instead of a key.
+    tenants: int  # Backends that are registered with a lease, and renewed.
     chaos: int
     faults: tuple[Fault, ...]
     compact_every: int  # Applied entries between two snapshots.
@@ -121,6 +122,7 @@ class Plan:
     chunk_bytes: int
     apply_bytes: int
     payload: int  # Bytes of ballast in each of the clients' commands.
+    lease_second: int  # By which TTLs are counted.
 
     @property
     def election(self) -> int:
@@ -152,7 +154,7 @@ def draw(seed: int, long: bool = False) -> Plan:
         clients=clients,
         calls=rng.randrange(20, 60) * (6 if long else 1),
         pause_between=rng.choice((1, 5, 20)) * MS + election // 8,
-        registry_share=rng.choice((0.0, 0.0, 0.1, 0.3)),
+        tenants=rng.choice((0, 0, 0, 1)) * stream(seed, "tenants").choice((1, 2, 4, 6)),
         chaos=chaos,
         faults=_draw_faults(rng, chaos, election, members),
         compact_every=rng.choice((5, 15, 40, 1_000)),
@@ -162,6 +164,7 @@ def draw(seed: int, long: bool = False) -> Plan:
         chunk_bytes=rng.choice((64, 256, 4_096)),
         apply_bytes=rng.choice((100, 1_000, 65_536)),
         payload=rng.choice((0, 0, 30, 200, 900)),
+        lease_second=int(election * stream(seed, "leases").choice((0.3, 0.5, 1.0))),
     )
 
 
@@ -194,3 +197,18 @@ def _draw_faults(rng: random.Random, chaos: int, election: int, members: int) ->
         at = rng.randrange(election // 2, chaos)
         faults.append(Fault(at, kind, target, length, rng.randrange(1 << 16)))
     return tuple(sorted(faults, key=lambda fault: fault.at))
+
+
+def config_of(plan: Plan, number: int) -> Config:
+    """Return a member's settings."""
+    return Config(
+        id=number,
+        election_ticks=plan.election_ticks,
+        heartbeat_ticks=plan.heartbeat_ticks,
+        pre_vote=plan.pre_vote,
+        check_quorum=plan.check_quorum,
+        max_append_bytes=plan.append_bytes,
+        inflight_max=plan.inflight,
+        snapshot_chunk_bytes=plan.chunk_bytes,
+        apply_bytes_max=plan.apply_bytes,
+    )

@@ -61,7 +61,7 @@ def _duller(plan: Plan) -> Iterator[Callable[[Plan], Plan]]:
     yield lambda now: replace(now, links=replace(now.links, in_order=True))
     yield lambda now: replace(now, clients=1)
     yield lambda now: replace(now, calls=max(now.calls // 2, 1))
-    yield lambda now: replace(now, registry_share=0.0)
+    yield lambda now: replace(now, tenants=0)
     yield lambda now: replace(now, payload=0)
     yield lambda now: replace(now, compact_every=1_000)
     yield lambda now: replace(now, inflight=256, append_bytes=65_536, apply_bytes=65_536)

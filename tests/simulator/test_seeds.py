@@ -1,6 +1,7 @@
 """Seeds: many short runs in which nothing may go wrong, and the mutants that some of them catch.
 
-Hazards 16, 24, 25, 26, 28 and 32, and T62: brought about, and looked for, in every run.
+Hazards 16, 24, 25, 26, 27, 28 and 32, T62 and T65: brought about, and looked for, in every
+run. (Leases, and so 27 and T65, in one of four.)
 `make soak` runs more seeds, long ones, and all mutants: see SIMULATOR_SECONDS.
 """
 

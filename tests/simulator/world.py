@@ -17,6 +17,7 @@ from simulator.disks import Disk, PlainDisk
 from simulator.faults import Striker
 from simulator.histories import Effect
 from simulator.invariants import Invariants
+from simulator.leases import Leases
 from simulator.member import Member
 from simulator.network import Network
 from simulator.plan import MEMBERS_MAX, Plan
@@ -67,6 +68,7 @@ class World:
         self._ctx = 0
         for number in sorted(founders | learners):
             self.found(wants_vote=number in founders)
+        self.leases = Leases(self)
         self.striker = Striker(self)
         notes = Notes(self.chance("clients"), self.tally)
         self.history = notes.history
@@ -206,6 +208,7 @@ class World:
         self.agenda.after(plan.election // 2, self._administer)
         for client in self.clients:
             client.start(-(-plan.calls // plan.clients))
+        self.leases.start()
         while self.agenda.now < plan.chaos:
             self._step()
         self._calm_down()
@@ -229,6 +232,8 @@ class World:
         self.network.calm_down()
         for member in self.members:
             member.calm_down()
+        for tenant in self.leases.tenants:
+            tenant.calm_down()
         for client in self.clients:
             client.left = 0
             client.start(LAST_CALLS)
@@ -256,7 +261,7 @@ class World:
                 )
             if member.shadow.log.last is not leader.shadow.log.last:
                 return f"{member.number} ends at {member.shadow.log.last}"
-        return ""
+        return self.leases.missing(leader.machine.registry)
 
     def learn_effect(self, index: int, effect: Effect | None) -> None:
         """Note what an entry did, when the first member applies it."""
