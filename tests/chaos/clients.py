@@ -23,7 +23,10 @@ from simulator.histories import NEVER, Call, End, History, Kind
 
 UPSTREAMS = ("u0", "u1", "u2", "u3")
 KEYS_AT_A_TIME = 8
-TRY_SECONDS = 2.5  # Then the next instance is asked: this one may be held still.
+# Then the next instance is asked: this one may be held still. The patient are told more often
+# why there is no answer.
+TRY_SECONDS = (2.5, 7.0)
+KINDS = (Kind.READ, Kind.PUT, Kind.CAS, Kind.CAS)
 PAUSE_SECONDS = 0.05  # After a try that was refused.
 PATIENCE = (2.0, 6.0, 6.0, 20.0)
 WATCH_SECONDS = 3.0  # Without a word for so long, a watcher goes elsewhere.
@@ -54,14 +57,14 @@ class Notes:
         """Return how many calls ended with an answer."""
         return self.counts["ok"]
 
-    def think(self, client: int) -> tuple[Call, int] | None:
+    def think(self, client: int, kinds: Sequence[Kind]) -> tuple[Call, int] | None:
         """Make up a call, with the revision that a CAS is to find; None if there were enough."""
         with self._lock:
             if len(self.history.calls) >= self._calls_max or self.stopping.is_set():
                 return None
             key = self._rng.choice(self._open_keys())
             self._of_key[key] += 1
-            kind = self._rng.choice((Kind.READ, Kind.PUT, Kind.CAS, Kind.CAS))
+            kind = self._rng.choice(kinds)
             expected, revision = self._seen.get(key, (0, 0))
             number = len(self.history.calls) + 1
             call = Call(client, number, kind, key, time.monotonic_ns(), number, expected)
@@ -102,7 +105,10 @@ class Said:
 
 
 class Client(threading.Thread):
-    """One client. `consistent` reads ask for what is true now, others for what is known here."""
+    """
+    One client. `consistent` reads ask for what is true now, others for what is known here; of
+    clients that ask so, every second one does nothing else, and stays wherever it is answered.
+    """
 
     def __init__(
         self, number: int, desks: Sequence[Desk], notes: Notes, *, consistent: bool = True
@@ -112,15 +118,17 @@ class Client(threading.Thread):
         self._desks = desks
         self._notes = notes
         self._consistent = consistent
+        self._kinds = KINDS if consistent or number % 2 else (Kind.READ,)
+        self._patience = TRY_SECONDS[number % len(TRY_SECONDS)]
         self._rng = random.Random(number)
-        self._at = self._rng.randrange(len(desks))
+        self._at = number % len(desks)
         self._connection: http.client.HTTPConnection | None = None
         self._pause = threading.Event().wait
 
     def run(self) -> None:
         """Make calls until there were enough."""
         try:
-            while (thought := self._notes.think(self._number)) is not None:
+            while (thought := self._notes.think(self._number, self._kinds)) is not None:
                 self._make(*thought)
                 self._pause(0.02 * self._rng.random())
         finally:
@@ -194,7 +202,7 @@ class Client(threading.Thread):
     ) -> Said:
         if self._connection is None:
             port = self._desks[self._at][1]
-            self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TRY_SECONDS)
+            self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=self._patience)
         self._connection.request(method, path, body, fields or {})
         answer = self._connection.getresponse()
         return Said(answer.status, json.loads(answer.read()), answer.headers.get("ETag", ""))

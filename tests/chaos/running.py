@@ -136,11 +136,10 @@ class Lookout(threading.Thread):
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """When a run may end: all of it reached, and no later than `seconds_max`."""
+    """When a run may end: all of it reached, each fault fired, or `seconds_max` over."""
 
     completed: int
     leader_changes: int
-    rounds: int  # So many rounds of strikes at least; 11 give each of them a turn.
     seconds_max: float
 
 
@@ -202,8 +201,11 @@ def _strike(scene: Scene, notes: Notes, lookout: Lookout, goal: Goal) -> None:
     rounds = 0
     pause = threading.Event().wait
     while time.monotonic() < deadline:
-        enough = notes.completed >= goal.completed and rounds >= goal.rounds
-        if enough and len(lookout.leaders) > goal.leader_changes:
+        if (
+            notes.completed >= goal.completed
+            and len(lookout.leaders) > goal.leader_changes
+            and all(scene.fired[fault] for fault in FAULTS)
+        ):
             return
         rounds += 1
         with contextlib.ExitStack() as stack:

@@ -98,12 +98,12 @@ def deafen_the_leader(scene: Scene) -> Iterator[None]:
 
 
 def weather(change: Callable[[random.Random, Link], None]) -> Strike:
-    """Make a strike of something that befalls about half of all links."""
+    """Make a strike of something that befalls most links, each in its own measure."""
 
     @contextlib.contextmanager
     def strike(scene: Scene) -> Iterator[None]:
         pairs = scene.pairs()
-        for frm, to in scene.rng.sample(pairs, (len(pairs) + 1) // 2):
+        for frm, to in scene.rng.sample(pairs, len(pairs) - 1):
             scene.proxy.set(frm, to, lambda link: change(scene.rng, link))
         yield
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import threading
 from collections.abc import Iterator
 
@@ -44,8 +46,10 @@ class Service(threading.Thread):
         number = 0
         while not self._over.wait(TTL_SECONDS / 3):
             instances = [each for each in self._three if each.runs]
-            self.statuses.append(renew(instances[number % len(instances)], self._key).status)
             number += 1
+            with contextlib.suppress(OSError, http.client.HTTPException):  # It tries elsewhere.
+                asked = instances[number % len(instances)]
+                self.statuses.append(renew(asked, self._key).status)
 
     def finish(self) -> None:
         self._over.set()

@@ -11,7 +11,7 @@ import trustme
 
 from journeys.conftest import MakeGroup
 from journeys.group_kit import Group, Instance
-from journeys.kit import until
+from journeys.kit import free_ports, until
 
 Alone = Callable[..., Instance]
 
@@ -36,14 +36,17 @@ def names(instance: Instance) -> set[str]:
 
 def test_a_member_is_added_and_follows(three: Group, alone: Alone, plain: str) -> None:
     fourth = alone("d")
+    [nobody] = free_ports(1)
+    fourth.configure(plain, {}, more=f'join = ["127.0.0.1:{nobody}"]')
+    fourth.start()
+    assert fourth.standing()["state"] == "forming"
     path = "/v1/group/members/d"
     added = three.followers()[0].admin(path, "PUT", body={"address": fourth.peer_address})
     assert added.status in (200, 201, 202), added.text
-    fourth.configure(plain, {}, more=f'join = ["{three["b"].peer_address}"]')
-    fourth.start()
     until(lambda: names(three["a"]) == set("abcd"), "four members")
     assert three["a"].voters() == set("abc")  # Three vote already.
-    assert fourth.put("127.0.0.1:9", state="disabled").status == 201
+    wrote = fourth.put("127.0.0.1:9", state="disabled")
+    assert wrote.status == 201, wrote.text + fourth.log()
     three.everywhere(lambda each: "127.0.0.1:9" in each.backends(), "known")
 
 
@@ -99,8 +102,9 @@ def test_roles_hold_on_every_instance(group: MakeGroup, plain: str) -> None:
         assert address in text
         each.path.write_text(text.replace(address, address + TOKENS))
         each.launch()
+    assert three["a"].path.read_text().count("token = ") == 4
     boss = bearer("admin-0123456789abcdef")
-    three.everywhere(lambda each: each.admin("/readyz").status == 200, "ready")
+    three.everywhere(lambda each: each.admin("/readyz", fields=boss).status == 200, "ready")
 
     def voters() -> bool:
         said = three["a"].admin("/v1/group", fields=boss).json()
@@ -113,7 +117,7 @@ def test_roles_hold_on_every_instance(group: MakeGroup, plain: str) -> None:
             ("", 401, 401, 401),
             ("nobody-0123456789abcdef", 401, 401, 401),
             ("read-0123456789abcdef", 200, 403, 403),
-            ("register-0123456789abcdef", 200, 403, 403),
+            ("register-0123456789abcdef", 403, 403, 403),
             ("write-0123456789abcdef", 200, 200, 403),
         ]:
             fields = bearer(token) if token else {}
