@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lb.model import State
 from lb.registry import (
     ApplyFile,
     By,
     Code,
     Command,
     Fields,
-    PatchBackend,
     PatchUpstream,
-    PutBackend,
     Registry,
-    RemoveBackend,
-    RemoveUpstream,
     Said,
     SyncFile,
     UpstreamEntry,
-    apply,
     command_from_plain,
     command_to_plain,
-    registry_from_plain,
-    registry_to_plain,
     state_hash,
 )
 from lb.registry.answers import Answers
@@ -41,7 +30,6 @@ from registry.kit import (
     B,
     C,
     app,
-    check,
     done,
     edit,
     first_file,
@@ -49,7 +37,6 @@ from registry.kit import (
     put,
     refused,
     refused_quickly,
-    through_json,
     with_backends,
 )
 
@@ -143,81 +130,6 @@ def test_everything_is_bounded() -> None:
 
 
 # --- The same everywhere ----------------------------------------------------------------------
-
-KEYS = st.sampled_from([A, B, C, "blue", "green", "nowhere", ""])
-STATES = st.none() | st.sampled_from(State)
-FIELDS = st.builds(
-    Fields,
-    address=st.none() | st.sampled_from([A, B, C, "junk", "\ud800:80"]),
-    weight=st.none() | st.integers(0, 3),
-    state=STATES,
-    backup=st.none() | st.booleans(),
-    labels=st.none() | st.dictionaries(st.sampled_from("ab"), st.none() | st.just("x"), max_size=2),
-)
-SAID = st.lists(
-    st.builds(
-        Said,
-        address=st.sampled_from([A, B, C]),
-        name=st.none() | st.sampled_from(["blue", "green"]),
-        weight=st.integers(0, 2),
-    ),
-    max_size=3,
-    unique_by=lambda said: said.key,
-).map(tuple)
-COMMON: dict[str, Any] = {
-    "upstream": st.sampled_from(["app", "web"]),
-    "by": st.builds(By, token=st.sampled_from(["", "ops"]), member=st.sampled_from("abc")),
-    "at": st.floats(0, 2e9),
-    "force": st.booleans(),
-    "min_active": st.sampled_from([0.0, 0.5]),
-    "if_match": st.none() | st.just("*") | st.tuples(st.integers(0, 9)),
-    "idempotency_key": st.none() | st.sampled_from(["k1", "k2"]),
-}
-COMMANDS: st.SearchStrategy[Command] = st.one_of(
-    st.builds(PutBackend, key=KEYS, fields=FIELDS, if_none_match=st.booleans(), **COMMON),
-    st.builds(PatchBackend, key=KEYS, fields=FIELDS, **COMMON),
-    st.builds(RemoveBackend, key=KEYS, **COMMON),
-    st.builds(
-        PatchUpstream,
-        edits=st.lists(st.tuples(KEYS, st.none() | FIELDS), max_size=3).map(tuple),
-        **COMMON,
-    ),
-    st.builds(
-        ApplyFile,
-        remembered=st.none() | SAID,
-        said=st.none() | SAID,
-        version=st.integers(0, 2),
-        **COMMON,
-    ),
-    st.builds(SyncFile, said=SAID, version=st.integers(0, 2), **COMMON),
-    st.builds(RemoveUpstream, named_by=st.just(()) | st.just(("a",)), **COMMON),
-)
-
-
-@settings(deadline=None)  # Others may want the machine, too.
-@given(st.lists(COMMANDS, max_size=12))
-def test_any_commands_give_the_same_on_every_member(commands: list[Command]) -> None:
-    """Applied as they are, and as they come out of a log on a member restored from a snapshot."""
-    here = there = Registry("0" * 32)
-    for command in commands:
-        travelled = command_from_plain(through_json(command_to_plain(command)))
-        assert travelled == command
-
-        active = {name: actives(entry) for name, entry in here.upstreams.items()}
-        before, (here, reply) = here, apply(here, command)
-        check(before, here, reply)
-        there, echo = apply(registry_from_plain(through_json(registry_to_plain(there))), travelled)
-
-        assert (there, echo) == (here, reply)
-        assert state_hash(there) == state_hash(here)
-        assert list(there.upstreams) == list(here.upstreams)
-        if not command.force and active.get(command.upstream) and not reply.repeated:
-            removed = command.upstream not in here.upstreams
-            assert removed or actives(here.upstreams[command.upstream])
-
-
-def actives(entry: UpstreamEntry) -> int:
-    return sum(each.takes_traffic for each in entry.backends.values())
 
 
 def test_the_state_hash_sees_everything() -> None:
