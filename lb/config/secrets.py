@@ -141,7 +141,8 @@ class TokenText(Secret):
 
 def digest_of(token: str) -> str:
     """Return what is kept of a token."""
-    return f"sha256:{sha256(token.encode()).hexdigest()}"
+    # What is shown to us may be anything: surrogates, for one, that no encoding takes.
+    return f"sha256:{sha256(token.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def unmarked(text: str) -> str:

@@ -23,6 +23,7 @@ BACKLOG = 128
 CONNECTIONS_MAX = 1024  # On one admin address. Those past it are closed at once.
 HEAD_SECONDS_MAX = 10.0  # From a connection's start to the end of its first head.
 KEEPALIVE_SECONDS = 75.0  # From an answer to the end of the next head.
+LINGER_SECONDS_MAX = 2.0  # For the rest of a body that was refused.
 HEAD_BYTES_MAX = 16 * 1024
 HEAD_END = b"\r\n\r\n"
 ACCEPTED_AT_ONCE_MAX: Final = 16  # In one turn of the loop, which has leases and probes as well.
@@ -124,6 +125,7 @@ class Visit(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # None is its word for none.
             logger=log,
             keepalive_timeout=KEEPALIVE_SECONDS,
+            lingering_time=LINGER_SECONDS_MAX,
             max_line_size=HEAD_BYTES_MAX,
             max_field_size=HEAD_BYTES_MAX,
         )
