@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := apt-get install -y --no-install-recommends
 # What the tests of the whole daemon, the comparison and the load run stand beside, as Debian names it.
-TEST_PACKAGES := nginx-light haproxy wrk curl chromium
-BENCH_PACKAGES := nginx-light haproxy caddy wrk
+TEST_PACKAGES := nginx-light haproxy wrk curl chromium openssl slowhttptest
+BENCH_PACKAGES := nginx-light haproxy caddy wrk openssl
 
 .DEFAULT_GOAL := help
 .PHONY: help run demo demo-group test lint types fmt transcripts bench bench-group load clean simulate mutants soak test-packages bench-packages bench-group-packages
@@ -89,7 +89,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 test-packages:
-	@$(call programs,nginx haproxy wrk curl chromium) || $(call apt,$(TEST_PACKAGES))
+	@$(call programs,nginx haproxy wrk curl chromium openssl slowhttptest) || $(call apt,$(TEST_PACKAGES))
 
 bench-group-packages:
 	@$(call programs,etcd) || $(call apt,etcd-server)
