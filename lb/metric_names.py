@@ -101,7 +101,7 @@ FAMILIES: dict[str, Family] = {
     "lb_backend_active_requests": _gauge(BACKEND, "Requests that the backend is working on."),
     "lb_backend_connections": _gauge(f"{BACKEND} conn", "Open connections: idle, busy."),
     "lb_backend_errors_total": _counter(
-        f"{BACKEND} kind", "Tries that failed: connect, reset, timeout, protocol, tls."
+        f"{BACKEND} kind", "Tries that failed: connect, reset, timeout, protocol, tls, limited."
     ),
     "lb_retries_total": _counter(f"{BACKEND} reason", "Requests taken elsewhere, by reason."),
     "lb_ejections_total": _counter(f"{BACKEND} reason", "Ejections by what answers showed."),
@@ -161,6 +161,12 @@ FAMILIES: dict[str, Family] = {
     ),
     # The daemon itself.
     "lb_worker_up": _gauge("worker", "1 while the worker serves."),
+    "lb_worker_shed_ratio": _gauge(
+        "worker", "The part of new requests that the worker turns away to keep up.", MICRO
+    ),
+    "lb_worker_accept_paused": _gauge(
+        "worker", "Listening sockets on which the worker lets clients wait."
+    ),
     "lb_worker_loop_lag_seconds": _gauge("worker", "How late the worker's loop last was.", MICRO),
     "lb_worker_restarts_total": _counter("worker", "Times that a worker was started again."),
     "lb_access_log_dropped_total": _counter(

@@ -30,11 +30,12 @@ class Failure(Enum):
     CLOSED = "backend_closed"
     TIMEOUT = "backend_timeout"
     BAD_RESPONSE = "backend_bad_response"
+    LIMITED = "limited"  # no descriptor, port or memory of ours was left to connect with
     STATUS = "backend_status"  # an answer that `retries.statuses` lists
 
 
 # Nothing of the request can have reached the backend's work.
-_UNSENT: Final = frozenset({Failure.REFUSED, Failure.CONNECT_TIMEOUT, Failure.TLS})
+_UNSENT: Final = frozenset({Failure.REFUSED, Failure.CONNECT_TIMEOUT, Failure.TLS, Failure.LIMITED})
 _MAY_REPEAT: Final = frozenset({Failure.STALE, Failure.RESET, Failure.CLOSED, Failure.STATUS})
 
 
@@ -105,6 +106,7 @@ ERROR_KINDS: Final = {
     Failure.CLOSED: "reset",
     Failure.TIMEOUT: "timeout",
     Failure.BAD_RESPONSE: "protocol",
+    Failure.LIMITED: "limited",
     Failure.STATUS: "status",
 }
 GATEWAY_TIMEOUTS: Final = frozenset({Failure.TIMEOUT, Failure.CONNECT_TIMEOUT})

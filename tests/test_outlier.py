@@ -40,6 +40,7 @@ NO_JITTER.uniform = lambda a, b: a  # type: ignore[method-assign]
         (Failure.TIMEOUT, "timeout"),
         (Failure.BAD_RESPONSE, "protocol"),
         (Failure.STALE, ""),  # A kept connection that died says nothing of its backend.
+        (Failure.LIMITED, ""),  # Our own limits are not its fault.
         (Failure.STATUS, ""),  # The status says it, see below.
     ],
 )

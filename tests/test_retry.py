@@ -6,7 +6,7 @@ import pytest
 
 from lb.retry import RETRIES_AT_LEAST, Answer, Failure, RetryBudget, judge, may_retry
 
-UNSENT = (Failure.REFUSED, Failure.CONNECT_TIMEOUT, Failure.TLS)
+UNSENT = (Failure.REFUSED, Failure.CONNECT_TIMEOUT, Failure.TLS, Failure.LIMITED)
 LOST = (Failure.STALE, Failure.RESET, Failure.CLOSED, Failure.STATUS)
 NEVER = (Failure.TIMEOUT, Failure.BAD_RESPONSE)
 

@@ -26,6 +26,7 @@ PROXY_ERRORS: Final = {
     "no_backend": "destination_unavailable",
     "queue_timeout": "connection_limit_reached",
     "limited": "connection_limit_reached",
+    "overloaded": "proxy_internal_error",
     "too_large": "http_request_error",
     "client_error": "http_request_error",
     "client_limited": "connection_limit_reached",

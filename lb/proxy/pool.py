@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import socket
@@ -25,7 +26,10 @@ EXCHANGES_MAX: Final = 1000  # that one connection carries
 AGE_S: Final = 600.0
 AGE_JITTER: Final = 0.2  # so that a fleet does not reconnect as one
 IDLE_HINT_MAX_S: Final = 60.0
-TELL_AGAIN_S: Final = 60.0  # of the same trouble with TLS
+TELL_AGAIN_S: Final = 60.0  # of the same trouble
+OURS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
+)  # what says nothing of the backend
 
 
 class Waiter(Protocol):
@@ -86,10 +90,7 @@ class Connecting:
             else:
                 waiter.connected(connection, monotonic() - self._started)
         else:
-            detail, failure = _in_words(error), Failure.REFUSED
-            if isinstance(error, tls.TlsError):
-                failure = Failure.TLS
-                self._pool.tell(detail)
+            detail, failure = _in_words(error), self._pool.blame(error)
             if waiter is not None:
                 waiter.connect_failed(failure, detail)
             if not isinstance(error, OSError):
@@ -218,6 +219,10 @@ class Pool:
     def close_idle(self) -> None:
         """Close what nobody uses, and from now on keep nothing."""
         self._closing = True
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Close what nobody uses."""
         while self._idle:
             self._idle.pop().close()
 
@@ -250,12 +255,21 @@ class Pool:
 
         return tls.dial(connect, make, self._context, self._name, said)
 
-    def tell(self, trouble: str) -> None:
-        """Log what keeps us from a backend whose certificate or ours is not accepted."""
+    def blame(self, error: BaseException) -> Failure:
+        """Say whose fault it is that there is no connection; log what only an operator can mend."""
+        if isinstance(error, tls.TlsError):
+            self._tell(f"{self._address} (expected: {self._name})", _in_words(error))
+            return Failure.TLS
+        if isinstance(error, OSError) and error.errno in OURS:
+            self._tell(self._address, f"no connection can be made from here: {_in_words(error)}")
+            return Failure.LIMITED
+        return Failure.REFUSED
+
+    def _tell(self, whom: str, trouble: str) -> None:
         now = monotonic()
         if trouble != self._told or now >= self._tell_again:
             self._told, self._tell_again = trouble, now + TELL_AGAIN_S
-            log.warning("%s (expected: %s): %s", self._address, self._name, trouble)
+            log.warning("%s: %s", whom, trouble)
 
     def dialled(self, connecting: Connecting) -> None:
         """Forget a connection that is no longer being made."""
@@ -287,4 +301,6 @@ def _in_words(error: BaseException) -> str:
         return "the backend refused the connection"
     if isinstance(error, socket.gaierror):
         return "the backend's name has no address"
+    if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+        return "all local ports to this backend are in use (net.ipv4.ip_local_port_range)"
     return f"cannot connect to the backend: {getattr(error, 'strerror', None) or error}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -24,8 +24,10 @@ from lb.outlier import Ejection
 from lb.proxy.accesslog import AccessLog
 from lb.proxy.arrival import Arrival
 from lb.proxy.client_connection import ClientConnection
+from lb.proxy.descriptors import Descriptors
 from lb.proxy.door import Door
 from lb.proxy.exchange import Exchange
+from lb.proxy.load import Load
 from lb.proxy.outliers import Outliers
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.tls import TlsTransport
@@ -87,6 +89,11 @@ class Switchboard:
         self._verdicts: dict[str, dict[str, Health]] = {}
         self._ejections: dict[str, dict[str, Ejection]] = {}
         self.outliers = Outliers(worker, rng)
+        self.descriptors = Descriptors()
+        self.load = Load()
+        self.on_full: Callable[[str], None] = lambda address: None  # The listeners' to set,
+        self.on_gone: Callable[[], None] = lambda: None  # both of them.
+        self._shed_shown = meters.gauge("lb_worker_shed_ratio", worker=str(worker))
         self._policies: Plans | None = None
         self._series_kept_at = 0.0
         self.worker.deadlines.every_tick(self.worker.on_tick)
@@ -171,7 +178,11 @@ class Switchboard:
         client.draining = address not in self._present
         door = client.door = self._door(plan.name)
         limits = plan.limits
-        if door.open >= -(-limits.connections // self.workers):
+        self.descriptors.room -= 1
+        most = -(-limits.connections // self.workers)
+        if door.open + 1 >= most or not self.descriptors.plenty:
+            self.on_full(address)
+        if door.open >= most:
             door.turn_away("connections")
             setting = f"listener.{plan.name}.limits.connections"
             client.refused = Reply(503, "limited", f"{setting} are open")
@@ -182,6 +193,12 @@ class Switchboard:
             share = -(-limits.per_client // self.workers)
             return Arrival(client, self._trust.get(plan.name), share, self._in_tls_if_due)
         return self._in_tls_if_due(client)
+
+    def room(self, address: str) -> int:
+        """Return how many more may come to an address now; 0 or less: none."""
+        plan = self.plan_of(address) or Listener("", (address,))
+        most = -(-plan.limits.connections // self.workers)
+        return min(most - self._door(plan.name).open, self.descriptors.room)
 
     def _in_tls_if_due(self, client: ClientConnection) -> ClientConnection | TlsTransport:
         tls = self._tls.get(client.plan.name)
@@ -199,6 +216,8 @@ class Switchboard:
                 client.door.open -= 1
             if client.kin:
                 client.door.leave(client.kin)
+            self.descriptors.room += 1
+            self.on_gone()
 
     def open_exchange(
         self,
@@ -208,6 +227,8 @@ class Switchboard:
     ) -> None:
         """Find the request's plan, and begin. ClientError where it can have none."""
         target, fields = head.target, head.fields
+        if self.load.shed and self._sheds(client, head, started):
+            return
         if fields.via and loops(fields, self.worker.via):
             raise ClientError(508, "the request has come through here too often")
         if not fields.hops and head.method in COUNTS_HOPS:
@@ -264,6 +285,18 @@ class Switchboard:
             exchange.start(self._key(by, peer, path, fields) if by else b"")
         else:
             exchange.answer(self._own_reply(match))
+
+    def _sheds(self, client: ClientConnection, head: RequestHead, started: float) -> bool:
+        """Turn away a part of what comes, while there is more than this worker can do."""
+        ready = client.plan.ready_path
+        if self._rng.random() >= self.load.shed or (ready and head.target == ready.encode()):
+            return False
+        plan = self._plan(client.plan.name, None, "")
+        client.exchange = exchange = Exchange(
+            self.worker, plan, None, client, client.peer, head, started
+        )
+        exchange.answer(Reply(503, "overloaded", "this worker has more to do than it can"))
+        return True
 
     def _answer_as_last(self, client: ClientConnection, head: RequestHead, started: float) -> None:
         """Answer a request that asked to go no further (RFC 9110 7.6.2)."""
@@ -442,6 +475,13 @@ class Switchboard:
         return door
 
     def _on_tick(self, now: float) -> None:
+        self.load.look(now)
+        self._meters.view[self._shed_shown] = int(self.load.shed * 1e6)
+        busy = sum(each.connections for each in self._upstreams.values())
+        self.descriptors.look(now, len(self.clients) + busy)
+        if self.descriptors.room <= 0:
+            for upstream in self._upstreams.values():
+                upstream.drop_idle()
         for door in self._doors.values():
             self._meters.view[door.shown] = door.open
         overdue: set[LiveEndpoint] = set()

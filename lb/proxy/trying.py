@@ -199,6 +199,8 @@ class Trying(ABC):
             self._finish(failure.value, now, keep=False, cut=True)
         elif not self._retry(failure, endpoint, now):
             status = 504 if failure in GATEWAY_TIMEOUTS else 502
+            if failure is Failure.LIMITED:
+                status = 503
             end = "backend_reset" if failure is Failure.STALE else failure.value
             self.answer(Reply(status, end, f"{detail} (upstream {self._plan.upstream_name})"))
 

@@ -346,6 +346,16 @@ class LiveUpstream:
         """Keys of the endpoints it has, those that are leaving included."""
         return {live.key for live in (*self._endpoints.values(), *self._leaving)}
 
+    @property
+    def connections(self) -> int:
+        """Return how many connections to backends there are."""
+        return sum(live.pool.idle_count + live.pool.busy_count for live in self._endpoints.values())
+
+    def drop_idle(self) -> None:
+        """Close what nobody uses: its descriptors are needed."""
+        for live in self._endpoints.values():
+            live.pool.drop_idle()
+
     def leave(self) -> None:
         """Be gone from the config: end when the last exchange does."""
         self.install(self.policy, (), {}, {})
@@ -429,8 +439,7 @@ class LiveUpstream:
             live.failures.append(ejection.since)  # So that each of its answers is looked at.
         if before is not None and before.since == ejection.since:
             return
-        live.pool.close_idle()
-        live.pool.configure(self.policy)
+        live.pool.drop_idle()
         if ejection.slot == self._outliers.slot and self._begun:
             counted = self._meters.counter(
                 "lb_ejections_total", upstream=self.name, backend=live.key, reason=ejection.cause
