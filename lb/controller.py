@@ -85,6 +85,7 @@ class Controller:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: list[Callable[[], Awaitable[None]]] = []  # In the order of opening.
         self._reading: Reading | None = None
+        self._read_at = 0.0
         self._reading_of: tuple[int, ...] = ()  # The slots in it.
         self._lock: DataDirLock | None = None
 
@@ -440,6 +441,11 @@ class Controller:
         return self._group
 
     @property
+    def name(self) -> str:
+        """Ours."""
+        return self._name
+
+    @property
     def group(self) -> GroupDesk:
         """What operators ask of the group."""
         return self._group_desk
@@ -495,13 +501,17 @@ class Controller:
         """Return the endpoints of backends that are names."""
         return self._resolver.resolved
 
-    def reading(self) -> Reading:
-        """Return all counters, added up now."""
+    def reading(self, max_age: float = 0.0) -> Reading:
+        """Return all counters, added up now or a little ago."""
+        now = self._loop.time()
         if self._reading is None or self._reading_of != tuple(self._supervising.metrics):
             if self._reading is not None:
                 self._reading.close()
             self._reading_of = tuple(self._supervising.metrics)
             self._reading = Reading(self._supervising.metrics.values())
+        elif now - self._read_at < max_age:
+            return self._reading
+        self._read_at = now
         return self._reading.refresh()
 
     def unready(self) -> str:

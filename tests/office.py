@@ -121,12 +121,16 @@ class Group:
             MemberStanding(name, f"127.0.0.1:990{id_}", role, id_, 5, 2, 40, live=live)
         )
 
+    @property
+    def term(self) -> int:
+        return 3
+
     def standing(self) -> GroupStanding:
         return GroupStanding(
             id=self._store.registry.id,
             role="leader" if self.leader == "a" else "follower",
             leader=self.leader,
-            term=3,
+            term=self.term,
             revision=self._store.registry.revision,
             commit=9,
             applied=8,
@@ -191,6 +195,7 @@ class Desk:
         self.memory = create_memory()
         self.meters = Meters(self.memory)
         self.why_unready = ""
+        self.name = "a"
         self.asked = 0
         self.routes_by_newest = True
         self.stopped_with: list[float | None] = []
@@ -245,7 +250,7 @@ class Desk:
     def resolved(self) -> Resolved:
         return {}
 
-    def reading(self) -> Reading:
+    def reading(self, max_age: float = 0.0) -> Reading:
         return Reading([self.memory])
 
     def unready(self) -> str:

@@ -166,7 +166,7 @@ def stamp(desk: Desk) -> Any:
         response = await handler(request)
         if request.path.startswith("/v1/") and not response.prepared:
             response.headers.setdefault("X-Revision", str(desk.routed_revision()))
-            response.headers.setdefault("X-Raft-Term", str(desk.group.standing().term))
+            response.headers.setdefault("X-Raft-Term", str(desk.group.term))
         return response
 
     return add

@@ -25,12 +25,10 @@ from lb.control.admin_recent import Recent
 from lb.control.admin_views import cut_all, named_by, wait_all
 from lb.control.desk import Desk
 from lb.control.problems import Problem
-from lb.control.reloader import in_one_line
 from lb.control.store import UnknownOutcome
 from lb.model import State
 from lb.registry import (
     By,
-    Change,
     Command,
     Fields,
     IfMatch,
@@ -38,16 +36,15 @@ from lb.registry import (
     PatchBackend,
     PatchUpstream,
     PutBackend,
-    Registry,
     RemoveBackend,
     RemoveUpstream,
     Reply,
     Restore,
-    UpstreamEntry,
 )
 
 log = logging.getLogger("lb.admin")
 
+READING_AGE_MAX = 0.1  # Seconds: in a burst of writes, counters are not added up for each.
 ROUTED_SECONDS_MAX = 1.0  # So long an answer waits for the workers.
 
 FIELDS = ("address", "name", "weight", "state", "backup", "labels", "ttl")
@@ -132,7 +129,6 @@ class Writes:
                 idempotency_key=command.idempotency_key,
             ) from None
         refuse(reply)
-        _tell(command, reply, desk.store.registry)
         routed = await desk.wait_routed(reply.revision, ROUTED_SECONDS_MAX)
         plain: dict[str, Any] = {"revision": reply.revision, "routed": routed}
         if wait == "all":
@@ -141,10 +137,12 @@ class Writes:
         if reply.backend is not None:
             etag = reply.backend.revision
             plain["backend"] = backend_as_plain(
-                desk, self._recent, desk.reading(), command.upstream, reply.backend
+                desk, self._recent, desk.reading(READING_AGE_MAX), command.upstream, reply.backend
             )
         elif isinstance(command, PatchUpstream):
-            shown = upstream_as_plain(desk, self._recent, desk.reading(), command.upstream)
+            shown = upstream_as_plain(
+                desk, self._recent, desk.reading(READING_AGE_MAX), command.upstream
+            )
             etag, plain["upstream"] = shown["revision"], shown
         return respond(
             plain,
@@ -178,31 +176,7 @@ class Writes:
         return canonical_key(text)
 
     def _name(self) -> str:
-        return self._desk.standing().name
-
-
-def _tell(command: Command, reply: Reply, registry: Registry) -> None:
-    """Leave a line in the log: who looks at it at night wants to know what was changed, and why."""
-    if reply.repeated or reply.outcome is Outcome.UNCHANGED:
-        return
-    upstream = registry.upstreams.get(command.upstream)
-    if upstream is None:
-        what = "forgotten"
-    else:
-        words = (_change_in_words(each, upstream) for each in reply.changes)
-        what = in_one_line(list(words))
-    note = f" ({command.by.note})" if command.by.note else ""
-    log.info("%s: %s; revision %d%s", command.upstream, what, reply.revision, note)
-
-
-def _change_in_words(change: Change, upstream: UpstreamEntry) -> str:
-    entry = upstream.backends.get(change.key)
-    if entry is None or change.what != "changed":
-        return f"{change.key} {change.what}"
-    plain = entry.to_plain()
-    plain["labels"] = " ".join(f"{name}={text}" for name, text in entry.labels.items()) or "none"
-    said = ", ".join(f"{name} {plain.get(name)}" for name in change.fields)
-    return f"{change.key} now has {said}"
+        return self._desk.name
 
 
 def by_of(request: web.Request, member: str) -> By:

@@ -129,6 +129,11 @@ class GroupStanding:
 class GroupDesk(Protocol):
     """The group, as the admin sees it. What is refused is an AccordError; see `store`."""
 
+    @property
+    def term(self) -> int:
+        """The newest term that this instance knows of."""
+        ...
+
     def standing(self) -> GroupStanding: ...
 
     async def confirm(self) -> None:
@@ -168,6 +173,11 @@ class GroupDesk(Protocol):
 
 class Desk(Protocol):
     """The controller, as the admin sees it. Nothing but `reload`, `sync` and `stop` changes it."""
+
+    @property
+    def name(self) -> str:
+        """This instance's."""
+        ...
 
     @property
     def group(self) -> GroupDesk: ...
@@ -211,8 +221,8 @@ class Desk(Protocol):
         """Endpoint addresses of each backend address that is a name."""
         ...
 
-    def reading(self) -> Reading:
-        """All workers' counters, added up now."""
+    def reading(self, max_age: float = 0.0) -> Reading:
+        """All workers' counters, added up now, or at most so many seconds ago."""
         ...
 
     def unready(self) -> str:

@@ -47,6 +47,12 @@ class GroupDesk:
 
     # --- How things stand ---------------------------------------------------------------------
 
+    @property
+    def term(self) -> int:
+        """The newest term that we know of."""
+        replica = self._group.replica
+        return replica.node.term if replica else 0
+
     def standing(self) -> GroupStanding:
         """How the group looks from here."""
         group, replica = self._group, self._group.replica
@@ -57,7 +63,7 @@ class GroupDesk:
             id=registry.id,
             role=self._role(),
             leader=leader.name if leader else "",
-            term=replica.node.term if replica else 0,
+            term=self.term,
             revision=registry.revision,
             commit=replica.node.commit if replica else 0,
             applied=replica.node.applied_index if replica else 0,

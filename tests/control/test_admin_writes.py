@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,21 +36,6 @@ def test_put_adds_a_backend(office: Office) -> None:
     assert plain["backend"]["source"] == "api"
     assert answer.headers["ETag"] == '"3"'
     assert office.backend("127.0.0.1:9009")["changed"]["by"]["member"] == "a"
-
-
-def test_each_write_that_changes_something_leaves_one_line_in_the_log(
-    office: Office, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO, "lb.admin"):
-        office.ask("PATCH", f"{FIRST}?note=ticket%2042", {"weight": 3, "labels": {"zone": "x"}})
-        office.ask("PATCH", FIRST, {"weight": 3})  # It has that by now.
-        office.ask("DELETE", FIRST)
-        office.ask("DELETE", SECOND)  # Refused: nobody would be left.
-
-    assert [record.getMessage() for record in caplog.records] == [
-        "app: 127.0.0.1:9001 now has weight 3, labels zone=x; revision 3 (ticket 42)",
-        "app: 127.0.0.1:9001 removed; revision 4",
-    ]
 
 
 def test_put_of_a_name_needs_its_address(office: Office) -> None:
