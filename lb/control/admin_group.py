@@ -192,6 +192,8 @@ async def read_large(request: web.Request) -> Plain:
         raise Problem(
             "too-slow", f"the body did not come within {RESTORE_BODY_SECONDS_MAX:.0f} s"
         ) from None
+    except ConnectionError:
+        raise Problem("bad-request", "the connection ended before the body did") from None
     try:
         plain = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -183,6 +183,8 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         raise Problem(
             "too-slow", f"the body did not come within {BODY_SECONDS_MAX:.0f} s"
         ) from None
+    except ConnectionError:
+        raise Problem("bad-request", "the connection ended before the body did") from None
     if not body:
         return {}
     try:
