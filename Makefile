@@ -31,9 +31,10 @@ simulate: $(VENV)/.installed-dev ## Break a group in every way: SEED=7, or SECON
 mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulator must catch each
 	PYTHONPATH=tests $(BIN)/python -m simulator.mutants
 
-soak: $(VENV)/.installed-dev ## The simulator with all mutants, then real instances under fire, ten minutes each
+soak: $(VENV)/.installed-dev ## The simulator with all mutants, real instances under fire, the wire's fuzzers: ten minutes each
 	SIMULATOR_SECONDS=600 $(BIN)/python -m pytest tests/simulator
 	CHAOS_SECONDS=600 CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
+	WIRE_SECONDS=$(or $(SECONDS),100) WIRE_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/wire/test_fuzz.py tests/wire/test_fuzz_nginx.py
 
 lint: $(VENV)/.installed-dev ## Check style, format and spelling
 	$(BIN)/ruff check

@@ -9,10 +9,12 @@ requests that the access log says went to the backend: no more, no fewer, no oth
 from __future__ import annotations
 
 import json
+import os
 import random
 import socket
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +30,11 @@ from lb.model import Upstream, UpstreamTimeouts
 from lb.proxy import deadlines
 from wire.kit import Connection, Origin, Proxy, read_all, until
 
-SEED: Final = 20_240_229
+SOAK_S: Final = float(os.environ.get("WIRE_SECONDS", "0"))  # for each test here, `make soak`
+SEED: Final = int(os.environ.get("WIRE_SEED", "20240229"))
 MUTANTS: Final = 1200
 EXAMPLES: Final = 400
+EXAMPLES_A_SECOND: Final = 40  # about
 ALIVE: Final = b"GET /alive HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 EVENT_MAX: Final = 1024 * 1024
 
@@ -200,6 +204,15 @@ def _quick_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "TICK_S", 0.02)
 
 
+def rounds() -> Iterator[int]:
+    """Go round as often as is usual, and in a soak for as long as that is to take."""
+    until_s = time.monotonic() + SOAK_S
+    done = 0
+    while done < MUTANTS or time.monotonic() < until_s:
+        done += 1
+        yield done
+
+
 def cut(octets: bytes, places: Sequence[int]) -> list[bytes]:
     """Cut octets at places, counted round the end."""
     at = sorted({place % (len(octets) + 1) for place in places} | {0, len(octets)})
@@ -285,7 +298,11 @@ good_requests = st.builds(
     st.one_of(st.binary(max_size=20), st.sampled_from(REQUESTS)),
     st.lists(st.integers(0, 50), max_size=3),
 )
-quick = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(
+    max_examples=max(EXAMPLES, int(SOAK_S * EXAMPLES_A_SECOND)),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 def test_requests_made_of_plausible_parts(tmp_path: Path) -> None:
@@ -320,7 +337,7 @@ def test_good_requests_arrive_whatever_the_pieces(tmp_path: Path) -> None:
 def test_requests_mutated(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     with Bench(tmp_path) as bench:
-        for _ in range(MUTANTS):
+        for _ in rounds():
             sent = b"".join(rng.choices(REQUESTS, k=rng.randint(1, 3)))
             mutant = mutate(sent, REQUESTS, rng)
             where = [rng.randrange(2000) for _ in range(rng.randint(0, 4))]
@@ -330,7 +347,7 @@ def test_requests_mutated(tmp_path: Path) -> None:
 def test_responses_mutated(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     with Bench(tmp_path) as bench:
-        for _ in range(MUTANTS):
+        for _ in rounds():
             method = rng.choice([b"GET", b"HEAD", b"DELETE"])
             mutant = mutate(rng.choice(RESPONSES), RESPONSES, rng)
             bench.answer = cut(mutant, [rng.randrange(200) for _ in range(rng.randint(0, 3))])
