@@ -89,9 +89,11 @@ def view_from_here(desk: Desk, params: Plain) -> Plain:
         raise Problem("bad-request", "view takes an upstream")
     known = upstream_names(desk)
     revision = desk.routed_revision()
+    active = desk.reading().by("lb_backend_active_requests", "upstream", "backend")
     if not name:
-        return {"revision": revision, "upstreams": {each: _view(desk, each) for each in known}}
-    return {"revision": revision, "backends": _view(desk, name) if name in known else {}}
+        shown = {each: _view(desk, each, active) for each in known}
+        return {"revision": revision, "upstreams": shown}
+    return {"revision": revision, "backends": _view(desk, name, active) if name in known else {}}
 
 
 def config_hash(config: Config) -> str:
@@ -100,8 +102,7 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
-def _view(desk: Desk, upstream: str) -> Plain:
-    active = desk.reading().by("lb_backend_active_requests", "upstream", "backend")
+def _view(desk: Desk, upstream: str, active: Mapping[tuple[str, ...], float]) -> Plain:
     return {
         key: {
             "health": health_of(desk, upstream, backend),

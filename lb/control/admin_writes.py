@@ -103,7 +103,10 @@ class Writes:
 
     async def restore(self, request: web.Request, content: dict[str, Any]) -> web.Response:
         """Make all upstreams what a backup says; an ordinary write."""
-        return await self._write(request, Restore(content=content, **self._common(request)))
+        # The rest of a backup stays out of the log, where an entry has only so much room.
+        needed: dict[str, Any] = {"upstreams": content["upstreams"]}
+        needed |= {"level": content["level"]} if "level" in content else {}
+        return await self._write(request, Restore(content=needed, **self._common(request)))
 
     async def renew(self, request: web.Request) -> web.Response:
         """Extend a lease by its whole time; that takes no revision."""

@@ -363,12 +363,12 @@ def digest_of_command(command: Command) -> str:
     """
     Name what the client asked for.
 
-    Left out is what a retry may rightly have otherwise: the time, the member asked, and that
-    member's `min_active`.
+    Left out is what a retry may rightly have otherwise: the time, the member asked, that
+    member's `min_active`, and who names an upstream by then.
     """
     plain = command_to_plain(command)
-    for name in ("at", "min_active", "idempotency_key"):
-        del plain[name]
+    for name in ("at", "min_active", "idempotency_key", "named_by"):
+        plain.pop(name, None)
     del plain["by"]["member"]
     return digest(plain)
 

@@ -317,3 +317,17 @@ def test_a_member_that_cannot_be_asked_may_name_it(office: Office) -> None:
     assert [each.split()[0] for each in named.named_by] == ["c", "d"]
     assert forced.status == 200
     assert office.get("/v1/upstreams/images").status == 404
+
+
+def test_a_removal_is_repeated_under_its_key_whoever_answers_by_then(office: Office) -> None:
+    drop_images(office)
+    office.desk.group.joined("b")
+    office.desk.group.said["standing"] = {"b": {"upstreams": []}}
+    path = "/v1/upstreams/images"
+
+    first = office.ask("DELETE", path, Idempotency_Key="one")
+    office.desk.group.said.clear()
+    again = office.ask("DELETE", path, Idempotency_Key="one")
+
+    assert (first.status, again.status) == (200, 200)
+    assert first.plain["revision"] == again.plain["revision"]
