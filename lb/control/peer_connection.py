@@ -130,10 +130,12 @@ class PeerConnection(asyncio.Protocol):
         self._written = 0  # Bytes given to the transport,
         self._left = 0  # and how many of them had left at the last look,
         self._moved_at = self._loop.time()  # when that had last changed.
+        self._pinged_at = 0.0
         self._purpose = purpose
         self._acts = self._greeting_acts()
         self.state = State.GREETING
         self.reason: Refusal | None = None
+        self.proved = False  # Whether the other side has, so that its words may be believed.
         self.where = where
         self.names: tuple[str, ...] = ()  # Of its certificate, where there is TLS.
         self.opening: asyncio.Future[None] = self._loop.create_future()
@@ -222,11 +224,6 @@ class PeerConnection(asyncio.Protocol):
         return self.state is State.CLOSED
 
     @property
-    def proved(self) -> bool:
-        """Whether the other side has proved itself, so that its words may be believed."""
-        return self.state is State.OPEN or Kind.READY in self._acts
-
-    @property
     def dialled(self) -> bool:
         """Whether it was us who connected."""
         return isinstance(self._side, Dialer)
@@ -255,6 +252,7 @@ class PeerConnection(asyncio.Protocol):
 
     def send(self, data: bytes) -> bool:
         """Send a message of Raft's. False: it is closed, or too much waits already."""
+        assert len(data) <= BODY_BYTES_MAX, "messages keep to a bound of their own"
         if self.state is not State.OPEN or self.waiting + len(data) > QUEUE_BYTES_MAX:
             return False
         self._write(Kind.RAFT, data)
@@ -263,7 +261,8 @@ class PeerConnection(asyncio.Protocol):
     def ping(self) -> None:
         """Ask whether anybody is there."""
         if self.state is State.OPEN and self.waiting < QUEUE_BYTES_MAX:
-            self._write(Kind.PING, _TIME.pack(time.monotonic()))
+            self._pinged_at = time.monotonic()
+            self._write(Kind.PING, _TIME.pack(self._pinged_at))
 
     def stuck_for(self, now: float) -> float:
         """How long the peer has taken nothing of what waits for it."""
@@ -276,6 +275,7 @@ class PeerConnection(asyncio.Protocol):
         """Have the other side carry out a method. It has no time limit of its own."""
         body = orjson.dumps(params)
         name = method.encode()
+        assert len(name) <= METHOD_CHARS_MAX, "methods are named in the program"
         if len(body) > BODY_BYTES_MAX - _CALL.size - METHOD_CHARS_MAX:
             raise OurError(f"a call of {method} with {len(body)} bytes")
         if self.state is not State.OPEN:
@@ -385,6 +385,7 @@ class PeerConnection(asyncio.Protocol):
 
     def _get_ready(self) -> None:
         """Both have proved themselves: seal, and judge whether we want to know each other."""
+        self.proved = True
         keys = self._side.keys
         self._reader.open_up(None if keys is None else keys.receive)
         if keys is not None:
@@ -419,8 +420,8 @@ class PeerConnection(asyncio.Protocol):
             self._write(Kind.PONG, body)
 
     def _pong(self, body: bytes) -> None:
-        if len(body) == _TIME.size:
-            self.rtt = max(0.0, time.monotonic() - _TIME.unpack(body)[0])
+        if body == _TIME.pack(self._pinged_at):  # Else it answers an older one.
+            self.rtt = time.monotonic() - self._pinged_at
 
     def _call(self, body: bytes) -> None:
         if len(body) < _CALL.size:
@@ -431,9 +432,10 @@ class PeerConnection(asyncio.Protocol):
         self._house.called(self, number, name.decode("ascii", "replace"), params)
 
     def _answered(self, body: bytes) -> None:
+        result = _mapping(body[_NUMBER.size :])
         answer = self._waiting_for(body)
         if answer is not None:
-            answer.set_result(_mapping(body[_NUMBER.size :]))
+            answer.set_result(result)
 
     def _failed(self, body: bytes) -> None:
         answer = self._waiting_for(body)

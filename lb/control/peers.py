@@ -83,8 +83,9 @@ STUCK_SECONDS: Final = 5.0
 LINGER: Final = 1.0  # For what was sent last.
 RETRY_FIRST: Final = 0.05
 RETRY_MAX: Final = 1.0
-STOOD: Final = 5.0  # A connection that stood as long is no reason to be slow with the next.
-FILES_EVERY: Final = 2.0
+STOOD: Final = 5.0  # After that a connection was a good one: the next may follow soon.
+FILES_EVERY: Final = 2.0  # Seconds from look to look at certificates,
+FILES_LOOKS: Final = 5  # after so many of which somebody is told that they are no good.
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +263,6 @@ class Peers:
     def opened(self, connection: PeerConnection) -> None:
         """Use a connection from now on."""
         member = connection.peer.member
-        self._forget_said(connection.peer.name, connection.where)
         if connection.purpose is not Purpose.LINK:
             return
         link = self._links.get(member)
@@ -458,8 +458,8 @@ class Peers:
         """See who is silent, stuck or over. Time in which this process stood still is not counted:
         what came meanwhile is read first."""
         now = self._loop.time()
-        away = max(0.0, now - self._looked_at - LOOK)
-        self._looked_at = now
+        before, self._looked_at = self._looked_at, now
+        away = max(0.0, now - before - LOOK)
         self._timer = self._loop.call_later(LOOK, self._look)
         pings = now - self._pinged_at >= PING - LOOK / 2
         if pings:
@@ -467,11 +467,13 @@ class Peers:
         claim = self._claim()
         for connection in list(self._all):
             if away > LOOK:
-                connection.last_byte += away
+                connection.last_byte = min(now, connection.last_byte + away)
             if connection.state is State.CLOSED:
                 if now - connection.ended_at > LINGER:
                     connection.abort()
             elif connection.state is State.OPEN:
+                if before < connection.born + STOOD <= now:
+                    self._forget_said(connection.peer.name, connection.where)
                 self._watch(connection, now, claim)
                 if pings:
                     connection.ping()
@@ -493,20 +495,23 @@ class Peers:
 
     async def _watch_files(self) -> None:
         """Take up new certificates by themselves; connections that stand are left alone."""
+        bad = 0
         while True:
             await asyncio.sleep(FILES_EVERY)
             try:
                 changed = await asyncio.to_thread(self._security.reload)
             except OperatorError as error:
-                self._say("files", "", f"the group's TLS stays as it was: {error.message}")
+                bad += 1
+                if bad == FILES_LOOKS:  # Somebody may be in the middle of replacing them.
+                    log.warning("the group's TLS stays as it was: %s", error.brief)
                 continue
-            self._forget_said("")
+            bad = 0
             if changed:
                 log.info("the group's certificates were read again")
 
     def _review(self, connection: PeerConnection) -> None:
         """Ask again whether we want to know a peer: members change."""
-        if connection.state is State.OPEN and (why := self._admits(connection.peer)):
+        if connection.proved and (why := self._admits(connection.peer)):
             connection.refuse(Refusal("not-admitted", why))
 
     # What all of it needs
@@ -572,6 +577,6 @@ class Peers:
         log.warning("%s", text)
 
     def _forget_said(self, *who: str) -> None:
-        """All is well with a peer: what comes next is news again."""
+        """All has been well for a while: what comes next is news again."""
         for key in [key for key in self._said if key[1] in who]:
             del self._said[key]

@@ -253,9 +253,20 @@ class Wire:
         self.dialled: list[bytearray] = []  # What each dialer has said.
         self.answered: list[bytearray] = []
         self.change: Callable[[bool, bytes], bytes] = lambda there, data: data
-        self.flowing = asyncio.Event()
-        self.flowing.set()
+        self._flowing = {True: asyncio.Event(), False: asyncio.Event()}
+        self.release()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def hold(self, *, there: bool = True, back: bool = True) -> None:
+        """Hand nothing on, of what dialers say or of what is answered, and tell nobody."""
+        for held, way in ((there, True), (back, False)):
+            if held:
+                self._flowing[way].clear()
+
+    def release(self) -> None:
+        """Hand on again."""
+        for way in self._flowing.values():
+            way.set()
 
     async def __aenter__(self) -> Wire:
         self.sock.setblocking(False)
@@ -302,6 +313,6 @@ class Wire:
     ) -> None:
         loop = asyncio.get_running_loop()
         while data := await loop.sock_recv(source, 1 << 16):
-            await self.flowing.wait()
+            await self._flowing[there].wait()
             log += data
             await loop.sock_sendall(sink, self.change(there, data))

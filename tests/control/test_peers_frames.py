@@ -43,7 +43,8 @@ def sent(said: Frames = SAID, key: bytes | None = KEY) -> list[bytes]:
 
 def read(*pieces: bytes, key: bytes | None = KEY) -> tuple[Frames, str]:
     """Return what is handed on of some pieces, and why no more is."""
-    made, got = reader(key), []
+    made = reader(key)
+    got: Frames = []
     try:
         for piece in pieces:
             got.extend(made.feed(piece))

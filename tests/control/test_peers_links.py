@@ -296,21 +296,21 @@ def test_what_is_sent_back_too_large_is_refused() -> None:
     run(test())
 
 
-@SECURITIES
-def test_a_dead_link_is_noticed_and_dialled_again(security: Callable[[], Security]) -> None:
+@pytest.mark.parametrize(("there", "back"), [(True, True), (True, False), (False, True)])
+def test_a_dead_link_is_noticed_and_dialled_again(there: bool, back: bool) -> None:
     """Nothing comes through, and nobody says so: as with SIGSTOP, or a cable pulled."""
 
     async def test() -> None:
-        a, b = some(2, security)
+        a, b = some(2, with_secret)
         async with instances(a, b), Wire(b.address) as wire:
             a.meet(b, by={"b": wire.address})
             await until(lambda: a.reaches(b) and b.reaches(a))
             started = time.monotonic()
-            wire.flowing.clear()
+            wire.hold(there=there, back=back)
             await until(lambda: not a.reaches(b) and not b.reaches(a))
             took = time.monotonic() - started
             assert 1.0 < took <= 2.1
-            wire.flowing.set()
+            wire.release()
             await until(lambda: a.reaches(b) and b.reaches(a))
             assert a.peers.send(2, message(1, 2))
             await until(lambda: b.heard)
@@ -416,6 +416,24 @@ def test_an_outage_is_told_once_each_time(caplog: pytest.LogCaptureFixture) -> N
     assert warned(caplog, "cannot reach b") == 1
 
 
+def test_what_was_told_is_news_again_after_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "STOOD", 0.3)
+
+    async def test() -> None:
+        a, b = some(2, with_secret)
+        async with instances(a, b):
+            for outage in (1, 2):
+                async with Wire(b.address) as wire:
+                    a.meet(b, by={"b": wire.address})
+                    await until(lambda: a.reaches(b))
+                    await until(lambda: not a.peers._said)
+                await until(lambda n=outage: warned(caplog, "cannot reach b") == n)  # type: ignore[misc]
+
+    run(test())
+
+
 def warned(caplog: pytest.LogCaptureFixture, text: str) -> int:
     return sum(
         text in record.getMessage()
@@ -499,7 +517,7 @@ def test_closing_in_the_middle_of_everything() -> None:
 
         b.methods = {"slow": slow}
         async with instances(a, b, c), Wire(c.address) as wire:
-            wire.flowing.clear()
+            wire.hold()
             a.meet(b, c, by={"c": wire.address})
             await until(lambda: a.reaches(b) and wire.dialled)
             calls: list[Any] = [

@@ -26,7 +26,7 @@ from peers_kit import (
 )
 
 from lb.config.certificates import BadCertificateError
-from lb.control import peers
+from lb.control import peer_connection, peers
 from lb.control.peer_connection import PeerConnection
 from lb.control.peer_handshake import Purpose
 from lb.control.peer_security import names_of
@@ -184,6 +184,30 @@ def test_a_new_certificate_and_a_new_authority_are_taken_up(
     caplog.set_level(logging.INFO)
     run(test())
     assert sum("stays as it was" in text for text in said(caplog)) == 1
+
+
+def test_a_member_that_never_reads_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is bounded there too, and what was let go is really gone."""
+    monkeypatch.setattr(peers, "STUCK_SECONDS", 0.5)
+    monkeypatch.setattr(peer_connection, "QUEUE_BYTES_MAX", 1 << 20)
+
+    async def test() -> None:
+        a, b = members(tmp_path, "a", "b")
+        async with instances(a, b), Wire(b.address) as wire:
+            a.meet(b, by={"b": wire.address})
+            await until(lambda: a.reaches(b))
+            wire.hold(back=False)
+            body, sent = message(1, 2) + b"x" * 100_000, 0
+            while a.peers.send(2, body):
+                sent += 1
+                assert sent < 1000
+                await asyncio.sleep(0)
+            (way,) = a.peers._all
+            assert way.waiting <= 1 << 20
+            await until(way.is_closed)
+            assert way.reason is None
+
+    run(test())
 
 
 def test_reload_tells_what_is_wrong_and_keeps_what_was(tmp_path: Path) -> None:

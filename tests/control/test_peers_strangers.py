@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -31,10 +32,24 @@ from lb.control import peer_entrance, peers
 from lb.control.peer_frames import Kind
 from lb.control.peer_handshake import Mode, Purpose
 from lb.control.peers import PeerRefused, PeerTimeout, Security
-from lb.errors import OperatorError
+from lb.errors import AccordError, OperatorError
 from lb.raft.codec import BadMessageError
 
 Bend = Callable[[bytes], bytes]
+
+
+BODIES = [
+    message(2, 1),
+    message(2, 1)[:-1],
+    message(1, 2),
+    b"\1\0\0\0{}",
+    b"\1\0\0\0[",
+    b"\1\0\0\0\3who{}",
+    b'\1\0\0\0\3who{"x":1e999}',
+    b'\1\0\0\0{"code":1}',
+    b'{"code":"x","detail":"y"}',
+    b"\0\0\0\0\0\0\xf0\xff",  # As a time: minus infinity.
+]
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -202,7 +217,9 @@ def test_another_secret(caplog: pytest.LogCaptureFixture) -> None:
     run(test())
     # Each side: it refused 127.0.0.1, and the address that it dialled refused it.
     assert len(warnings_in(caplog)) == 4
-    assert sum("which says it is b is refused" in text for text in warnings_in(caplog)) == 1
+    assert (
+        sum("127.0.0.1, which says it is b is refused" in text for text in warnings_in(caplog)) == 1
+    )
 
 
 @pytest.mark.parametrize("theirs", [Security.none, lambda: Security.secret((b"x",))])
@@ -358,7 +375,47 @@ def test_a_member_that_does_not_keep_the_rules(
                 assert a.heard == []
 
     run(test())
-    assert len(warnings_in(caplog)) >= 1
+    (text,) = warnings_in(caplog)
+    assert text.startswith("b is refused: ")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([*Kind, 0, 99, 255]),
+            st.one_of(st.binary(max_size=60), st.sampled_from(BODIES)),
+        ),
+        max_size=6,
+    )
+)
+def test_whatever_a_member_says_is_foreseen(frames: list[tuple[int, bytes]]) -> None:
+    """It is heard, passed over or ends the connection: nothing of it is a bug of ours."""
+    bugs: list[dict[str, object]] = []
+
+    async def test() -> None:
+        (a,) = some(1, with_secret)
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+        async with instances(a):
+            member = (await Member.to(a.address)).prepare(claim_of("b", 2))
+            await member.shake_hands()
+            await until(lambda: 2 in a.peers.connected)
+            asked = asyncio.ensure_future(answer_of(a))
+            await member.say(b"".join(member.writer.frame(*frame) for frame in frames))
+            member.sock.shutdown(socket.SHUT_WR)
+            await member.is_left()
+            assert isinstance(await asked, dict | AccordError)
+            assert all(frm == 2 for frm, _ in a.heard)
+
+    run(test())
+    assert not bugs
+
+
+async def answer_of(instance: Instance) -> object:
+    try:
+        return await instance.peers.call(2, "who", {}, 5.0)
+    except AccordError as error:
+        return error
 
 
 def test_answers_that_nobody_waits_for_are_passed_over() -> None:
