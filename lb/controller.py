@@ -38,6 +38,7 @@ from lb.control.forced import Forced, Overrides
 from lb.control.group import Group
 from lb.control.group_desk import GroupDesk
 from lb.control.in_force import PART, InForce
+from lb.control.names import NameServers
 from lb.control.outliers import Outliers
 from lb.control.peers import Claim, Plain
 from lb.control.probe import Asker
@@ -192,7 +193,8 @@ class Controller:
         """Make the parts and tell each of the others' changes."""
         asker = Asker()
         self._prober = Prober(asker, self._verdict_changed, wall_time, random.Random(), self._loop)
-        self._resolver = Resolver(self._backends_changed)
+        self._names = NameServers()
+        self._resolver = Resolver(self._backends_changed, self._names)
         self._overrides = Overrides(self._verdict_changed)
         self._outliers = Outliers(
             self._sources, self._verdict_changed, time.monotonic, random.Random()
@@ -259,6 +261,7 @@ class Controller:
             config.log.model_dump(),
         )
         self._group.adopt()
+        self._names.use(config.node.resolver)
         self._watcher.follow(in_force.loaded.files, in_force.loaded.digest)
         self._certificates.follow(config)
         self._backends_changed()

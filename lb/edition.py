@@ -38,6 +38,8 @@ READABLE = frozenset({FORMAT})  # And the one before, once there is one.
 MAGIC = b"ACCE"
 PREFACE = struct.Struct(">4sHI")  # Magic, format, bytes of the table that follows.
 
+SRV = "srv://"  # What the address of a service begins with, whose endpoints DNS names.
+
 CONFIG = "config"
 VERDICTS = "verdicts"
 EJECTIONS = "ejections"
@@ -112,6 +114,8 @@ class BackendRow(NamedTuple):
 
 def is_name(address: str) -> bool:
     """Whether a backend's address must be resolved before anyone can connect to it."""
+    if address.startswith(SRV):
+        return True
     address = address.removeprefix(HTTPS)
     if address.startswith(("unix:", "[")):
         return False

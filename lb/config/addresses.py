@@ -24,17 +24,21 @@ class Address:
     """
     `host` and `port`, or `path` of a unix socket. Empty host: all addresses.
 
-    `secure`: a backend that TLS is spoken with.
+    `secure`: a backend that TLS is spoken with. `service`: `host` is a name whose SRV records say
+    where its endpoints are, ports included.
     """
 
     host: str = ""
     port: int = 0
     path: str = ""
     secure: bool = False
+    service: bool = False
 
     def __str__(self) -> str:
         if self.path:
             return f"unix:{self.path}"
+        if self.service:
+            return f"srv://{self.host}"
         scheme = "https://" if self.secure else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}{host}:{self.port}"
@@ -73,9 +77,14 @@ def listen_address(text: str) -> Address:
 
 
 def backend_address(text: str) -> Address:
-    """Read where a backend is: `host:port`, `[ip6]:port`, `https://host:port`, `unix:/path`."""
+    """
+    Read where a backend is: `host:port`, `[ip6]:port`, `https://host:port`, `unix:/path`, or
+    `srv://_http._tcp.name`.
+    """
     if text.startswith("unix:"):
         return Address(path=_unix_path(text))
+    if text.startswith("srv://"):
+        return Address(host=_service(text), service=True)
     scheme, mark, rest = text.partition("://")
     secure = scheme == "https" and bool(mark)
     if secure:
@@ -84,8 +93,6 @@ def backend_address(text: str) -> Address:
             raise BadAddressError(f'"{text}" is not an address', f'write "https://{host}"')
         text = rest
     elif mark:
-        if scheme == "srv":
-            raise BadAddressError(f'"{scheme}://" backends are not yet supported')
         bare = rest.split("/")[0]
         raise BadAddressError(f'"{text}" is not an address', f'write "{bare}"' if bare else "")
     host, port = _host_and_port(text, "443" if secure else "80")
@@ -98,6 +105,18 @@ def backend_address(text: str) -> Address:
     if not is_host_name(host):
         raise BadAddressError(f'"{host}" is neither an IP address nor a host name')
     return Address(host=host.lower(), port=port, secure=secure)
+
+
+def _service(text: str) -> str:
+    name = text.removeprefix("srv://").rstrip("/").removesuffix(".").lower()
+    labels = name.split(".")
+    if not is_host_name(name) or len(labels) < 3 or not name.startswith("_"):
+        bare = name.rpartition(":")[0] if ":" in name else name
+        hint = f'write "srv://{bare}"' if is_host_name(bare) and bare.startswith("_") else ""
+        raise BadAddressError(
+            f'"{text}" is not a service', hint or 'like "srv://_http._tcp.app.example"'
+        )
+    return name
 
 
 def is_host_name(text: str) -> bool:

@@ -8,6 +8,7 @@ Text that holds a whole number is a number: `weight = "${WEIGHT}"` has no other 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -470,6 +471,28 @@ class BackendAddress(Kind):
             return str(backend_address(self.text(value)))
         except BadAddressError as error:
             raise wrong(str(error), error.hint) from None
+
+
+@dataclass(frozen=True, slots=True)
+class DnsServer(Kind):
+    """A server that is asked for names; not by a name, which somebody would have to know."""
+
+    words = 'address, like "10.0.0.2" or "127.0.0.1:5353"'
+
+    def read(self, value: object) -> str:
+        """Take an IP address, with a port or without."""
+        text = self.text(value)
+        try:
+            return str(ipaddress.ip_address(text.strip("[]")))
+        except ValueError:
+            pass  # Then it should have a port.
+        try:
+            address = listen_address(text)
+        except BadAddressError as error:
+            raise wrong(str(error), error.hint) from None
+        if not address.host:
+            raise wrong(f"{shown(text)} names no server", 'write "127.0.0.1:53"')
+        return str(address)
 
 
 class OrOne:

@@ -27,6 +27,7 @@ from lb.config.kinds import (
     NAME_MAX,
     ByteRate,
     Choice,
+    DnsServer,
     Duration,
     Flag,
     ListenAddress,
@@ -107,7 +108,6 @@ class Node(Section):
     """This instance; never shared with others."""
 
     noun = "[node]"
-    later = frozenset({"resolver"})
 
     name: Annotated[str, Name()] = Field(
         default_factory=host_name,
@@ -120,6 +120,11 @@ class Node(Section):
         "Where the registry is kept. Default: $STATE_DIRECTORY, else lb-data beside the file;"
         " a relative path is beside the file too.",
         examples=["/var/lib/lb"],
+    )
+    resolver: Annotated[list[Annotated[str, DnsServer()]], OrOne()] = Field(
+        default=[],
+        description="DNS servers, ip or ip:port; none: the system's.",
+        examples=[["127.0.0.1:5353"]],
     )
     workers: Annotated[int | Literal["auto"], Workers(WORKERS_MAX)] = restart(
         "auto", 'How many worker processes; "auto" is one a core.', examples=[4]

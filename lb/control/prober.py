@@ -22,7 +22,7 @@ from lb.config.schema import Config
 from lb.control.desk import Check
 from lb.control.looptime import LoopClock
 from lb.control.probe import Answer, Subject
-from lb.edition import Resolved, Verdicts, backends_of, endpoints_of, host_in
+from lb.edition import SRV, Resolved, Verdicts, backends_of, endpoints_of, host_in
 from lb.errors import OurError
 from lb.health import Checkup
 from lb.http1.proxy_protocol import write_proxy_header
@@ -83,6 +83,8 @@ def subjects_of(
             host = row.address.removeprefix(HTTPS)
             if row.address.startswith("unix:"):
                 host = "localhost"
+            elif row.address.startswith(SRV):
+                host = row.address.removeprefix(SRV)
             tls, expected = None, ""
             if context is not None and row.address.startswith(HTTPS):
                 tls = context(config, name)

@@ -1,10 +1,10 @@
 """
-Turns the names of backends into addresses, again and again, off the loop.
+Turns the names of backends into addresses, again and again.
 
-Each name is looked up when it first appears and every ten seconds after that, by the system's
-resolver. A lookup that fails changes nothing: the last good answer stays.
-
-Not here, yet: times to live and servers of our own choice, which the system's resolver hides.
+Each name is looked up when it first appears, and again when its time to live is over, within
+bounds. A lookup that fails changes nothing for an hour: the last good answer stays. Whoever
+knows best may say that a name is no more; only when that has lasted is it believed, since DNS
+that is being mended says so too.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import socket
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from lb.config.schema import Config
-from lb.edition import Resolved, backends_of, is_name
+from lb.control.names import Found, LookupFailedError, NoSuchNameError, in_brackets
+from lb.edition import SRV, Resolved, backends_of, is_name
 from lb.errors import OperatorError
 from lb.model import HTTPS
 from lb.registry import Registry
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 10.0  # Seconds from an answer to the next question.
-LOOKUPS_MAX = 8  # Under way at once: each holds a thread, and a dead DNS server holds it long.
+TTL_MIN = 1.0
+TTL_MAX = 60.0
+RETRY = 5.0  # Seconds from a failure to the next question.
+KEPT_MAX = 3600.0  # Seconds that an answer stays while nobody can say better.
+GONE_ANSWERS = 3  # That there is no such name, in a row,
+GONE_AFTER = 3 * TTL_MAX  # and for so many seconds, before it is believed.
+LOOKUPS_MAX = 64  # Under way at once.
 ADDRESSES_MAX = 64  # Of one name; more are left out.
 
-Lookup = Callable[[str], Iterable[str]]
+Lookup = Callable[[str], Awaitable[Found]]  # A host's name, or `srv://` and a service's.
 
 
 def names_of(config: Config, registry: Registry) -> set[str]:
@@ -42,12 +46,6 @@ def names_of(config: Config, registry: Registry) -> set[str]:
     }
 
 
-def look_up(host: str) -> list[str]:
-    """Ask the system for a host's addresses. Blocks. OSError if it has none."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
-    return [str(where[0]) for _, _, _, _, where in found]
-
-
 class Resolver:
     """
     Keeps `resolved` up to date for the addresses that `watch` names.
@@ -58,12 +56,12 @@ class Resolver:
     def __init__(
         self,
         on_change: Callable[[], None],
-        lookup: Lookup = look_up,
-        interval: float = INTERVAL,
+        lookup: Lookup,
+        retry: float = RETRY,
     ) -> None:
         self._on_change = on_change
         self._lookup = lookup
-        self._interval = interval
+        self._retry = retry
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(LOOKUPS_MAX)
         self._wanted: frozenset[str] = frozenset()
@@ -75,6 +73,8 @@ class Resolver:
         self._untried: set[str] = set()
         self._all_tried = asyncio.Event()
         self._resolved: dict[str, tuple[str, ...]] = {}
+        self._good_at: dict[str, float] = {}  # When an answer was last good.
+        self._gone: dict[str, int] = {}  # How often in a row there was no such name.
         self.errors: dict[str, str] = {}  # By host: why the last lookup failed.
 
     @property
@@ -140,49 +140,41 @@ class Resolver:
         task.add_done_callback(self._leaving.discard)
         task.cancel()
         self._answers.pop(host, None)
+        self._good_at.pop(host, None)
+        self._gone.pop(host, None)
         self.errors.pop(host, None)
         self._untried.discard(host)
 
     async def _ask_for_ever(self, host: str) -> None:
+        self._good_at.setdefault(host, self._loop.time())
         while True:
-            async with self._slots:
-                answer = await self._ask(host)
-            if isinstance(answer, OSError):
-                self._note_failure(host, answer)
+            try:
+                async with self._slots:
+                    found = await self._lookup(host)
+            except LookupFailedError as error:
+                self._note_failure(host, error)
+                pause = self._retry
             else:
                 if self.errors.pop(host, None) is not None:
                     log.info("%s is resolved again", host)
-                self._answers[host] = _tidy(host, answer)
+                self._gone.pop(host, None)
+                self._good_at[host] = self._loop.time()
+                self._answers[host] = _tidy(host, found.answers)
+                pause = min(max(found.ttl, TTL_MIN), TTL_MAX)
             self._untried.discard(host)
             self._note_tried()
             self._show()
-            await asyncio.sleep(self._interval)
+            await asyncio.sleep(pause)
 
-    async def _ask(self, host: str) -> list[str] | OSError:
-        """Look up in a thread that nobody has to wait for: neither a stop nor another name."""
-        future: asyncio.Future[list[str] | OSError] = self._loop.create_future()
-
-        def tell(answer: list[str] | OSError) -> None:
-            if not future.done():
-                future.set_result(answer)
-
-        def work() -> None:
-            answer: list[str] | OSError
-            try:
-                answer = list(self._lookup(host))
-            except OSError as error:
-                answer = error
-            except UnicodeError as error:  # A label that no DNS could hold.
-                answer = OSError(str(error))
-            with suppress(RuntimeError):  # The loop is closed: nobody wants to know.
-                self._loop.call_soon_threadsafe(tell, answer)
-
-        threading.Thread(target=work, name=f"look up {host}", daemon=True).start()
-        return await future
-
-    def _note_failure(self, host: str, error: OSError) -> None:
+    def _note_failure(self, host: str, error: LookupFailedError) -> None:
         reason = error.strerror or str(error)
-        if self.errors.get(host) != reason:
+        silent = self._loop.time() - self._good_at[host]
+        gone = self._gone.get(host, 0) + 1 if isinstance(error, NoSuchNameError) else 0
+        self._gone[host] = gone
+        over = silent >= KEPT_MAX or (gone >= GONE_ANSWERS and silent >= GONE_AFTER)
+        if over and self._answers.pop(host, ()):
+            log.warning("%s: its last addresses are given up: %s", host, reason)
+        elif self.errors.get(host) != reason:
             kept = "its last addresses stay" if self._answers.get(host) else "it has no address"
             log.warning("%s cannot be resolved: %s; %s", host, reason, kept)
         self.errors[host] = reason
@@ -197,25 +189,33 @@ class Resolver:
         resolved = {}
         for address in sorted(self._wanted | self._held):
             scheme = HTTPS if address.startswith(HTTPS) else ""
-            port = address.rpartition(":")[2]
+            port = "" if address.startswith(SRV) else f":{address.rpartition(':')[2]}"
             if answer := self._answers.get(_host(address)):
-                resolved[address] = tuple(f"{scheme}{ip}:{port}" for ip in answer)
+                resolved[address] = tuple(f"{scheme}{each}{port}" for each in answer)
         if resolved != self._resolved:
             self._resolved = resolved
             self._on_change()
 
 
 def _host(address: str) -> str:
+    """What to ask for: a host, or a whole `srv://` address."""
     if not is_name(address):
         raise OperatorError(f"{address} is no name", "only names are resolved")
+    if address.startswith(SRV):
+        return address
     return address.removeprefix(HTTPS).rpartition(":")[0]
 
 
 def _tidy(host: str, answer: Iterable[str]) -> tuple[str, ...]:
-    """Bring addresses into one order and form, so that the same answer looks the same."""
+    """Bring answers into one order and form, so that the same answer looks the same."""
     # One with a scope (fe80::1%eth0) is of one link only, and no connection of ours is.
-    found = {ipaddress.ip_address(text) for text in answer if "%" not in text}
-    ordered = sorted(found, key=lambda ip: (ip.version, int(ip)))
+    found = {_parts(text, ported=host.startswith(SRV)) for text in answer if "%" not in text}
+    ordered = sorted(found, key=lambda each: (each[0].version, int(each[0]), each[1]))
     if len(ordered) > ADDRESSES_MAX:
         log.warning("%s has %d addresses; %d are used", host, len(ordered), ADDRESSES_MAX)
-    return tuple(str(ip) if ip.version == 4 else f"[{ip}]" for ip in ordered[:ADDRESSES_MAX])
+    return tuple(in_brackets(str(ip)) + port for ip, port in ordered[:ADDRESSES_MAX])
+
+
+def _parts(text: str, *, ported: bool) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, str]:
+    host, mark, port = text.rpartition(":") if ported else (text, "", "")
+    return ipaddress.ip_address(host.strip("[]")), mark + port

@@ -128,7 +128,7 @@ def test_the_nearest_right_name(folder: Folder, line: str, hint: str) -> None:
 
 
 LATER = """
-node.resolver plugins.use
+plugins.use
 listener.web.plugins
 route.api.plugins
 """

@@ -18,6 +18,7 @@ from lb.config.parse import parse_in_child
 from lb.control import reloader as reloaders
 from lb.control.file_memory import FileMemory
 from lb.control.in_force import InForce
+from lb.control.names import Found, NoSuchNameError
 from lb.control.publisher import Publisher
 from lb.control.reloader import RELOADS_MAX, Hands, Reloader, keep_restart_keys
 from lb.control.resolver import Resolver
@@ -108,10 +109,10 @@ class House:
     async def parse(self) -> Loaded:
         return load(str(self.path), {})
 
-    def look_up(self, host: str) -> list[str]:
+    async def look_up(self, host: str) -> Found:
         if host not in self.names:
-            raise OSError(f"no such name: {host}")
-        return self.names[host]
+            raise NoSuchNameError(0, f"no such name: {host}")
+        return Found(tuple(self.names[host]), 60.0)
 
     def sources(self) -> Sources:
         now = self.in_force

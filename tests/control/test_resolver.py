@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from lb.config.schema import Config
-from lb.control.resolver import ADDRESSES_MAX, Resolver, look_up, names_of
+from lb.control import resolver as resolving
+from lb.control.names import Found, LookupFailedError, NoSuchNameError
+from lb.control.resolver import ADDRESSES_MAX, Resolver, names_of
 from lb.errors import OperatorError
 from lb.registry import Registry
 
 
 class Names:
-    """What the system's resolver would say."""
+    """What DNS would say of each host; for how long, and what goes wrong, is set later."""
 
     def __init__(self, **hosts: list[str]) -> None:
+        self.ttl = 60.0
         self.hosts = hosts
+        self.failures: dict[str, LookupFailedError] = {}
         self.asked: list[str] = []
-        self._questions = threading.Semaphore(0)
+        self._questions = asyncio.Semaphore(0)
 
-    def __call__(self, host: str) -> list[str]:
+    async def __call__(self, host: str) -> Found:
         self.asked.append(host)
         self._questions.release()
-        if host not in self.hosts:
-            raise socket.gaierror(-2, "Name or service not known")
-        return self.hosts[host]
+        if host in self.failures or host not in self.hosts:
+            raise self.failures.get(host, UNKNOWN)
+        return Found(tuple(self.hosts[host]), self.ttl)
 
-    async def asked_again(self) -> bool:
+    async def asked_again(self) -> None:
         """Wait for the next question, of those not waited for yet."""
-        return await asyncio.to_thread(self._questions.acquire, timeout=5)
+        await self._questions.acquire()
+
+
+UNKNOWN = NoSuchNameError(0, "Name or service not known")
 
 
 class Changes:
@@ -75,14 +80,15 @@ def test_names_become_endpoints_in_one_order() -> None:
 def test_a_failure_keeps_the_last_good_answer() -> None:
     async def play() -> None:
         names, changes = Names(app=["10.0.0.1"]), Changes()
-        resolver = Resolver(changes, names, interval=0.01)
+        names.ttl = 0.0
+        resolver = Resolver(changes, names, retry=0.01)
         resolver.watch(["app:80"])
         await changes.next()
-        assert await names.asked_again()
+        await names.asked_again()
         good = names.hosts.pop("app")
         # The second question from here on comes after the first one's failure.
-        assert await names.asked_again()
-        assert await names.asked_again()
+        await names.asked_again()
+        await names.asked_again()
         assert resolver.errors == {"app": "Name or service not known"}
         assert resolver.resolved == {"app:80": ("10.0.0.1:80",)}
         names.hosts["app"] = [*good, "10.0.0.9"]
@@ -154,12 +160,12 @@ def test_answers_outlive_a_controller() -> None:
 
 def test_a_lookup_that_hangs_holds_up_nobody() -> None:
     async def play() -> None:
-        let_go = threading.Event()
+        let_go = asyncio.Event()
 
-        def lookup(host: str) -> list[str]:
+        async def lookup(host: str) -> Found:
             if host == "slow":
-                let_go.wait(10)
-            return ["10.0.0.1"]
+                await let_go.wait()
+            return Found(("10.0.0.1",), 60.0)
 
         changes = Changes()
         resolver = Resolver(changes, lookup)
@@ -168,7 +174,80 @@ def test_a_lookup_that_hangs_holds_up_nobody() -> None:
         assert resolver.resolved == {"quick:80": ("10.0.0.1:80",)}
         assert not await resolver.first_answers(0.01)
         await resolver.close()
-        let_go.set()
+
+    run(play)
+
+
+def test_a_name_is_asked_for_again_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "TTL_MIN", 0.01)
+
+    async def play() -> None:
+        names = Names(app=["10.0.0.1"], api=["10.0.0.2"])
+        names.ttl = 0.0
+        resolver = Resolver(Changes(), names)
+        resolver.watch(["app:80"])
+        for _ in range(5):
+            await names.asked_again()
+        await resolver.close()
+
+    run(play)
+
+
+def test_that_there_is_no_such_name_is_believed_only_when_it_lasts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolving, "TTL_MIN", 0.01)
+    monkeypatch.setattr(resolving, "GONE_AFTER", 0.2)
+
+    async def play() -> None:
+        names, changes = Names(app=["10.0.0.1"]), Changes()
+        names.ttl = 0.0
+        resolver = Resolver(changes, names, retry=0.01)
+        resolver.watch(["app:80"])
+        await changes.next()
+        names.failures["app"] = UNKNOWN
+        for _ in range(4):
+            await names.asked_again()
+        assert resolver.resolved == {"app:80": ("10.0.0.1:80",)}, "three times, but not for long"
+        await changes.next()
+        assert resolver.resolved == {}
+        await resolver.close()
+
+    run(play)
+
+
+def test_who_cannot_say_is_not_believed_before_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "TTL_MIN", 0.01)
+    monkeypatch.setattr(resolving, "GONE_AFTER", 0.0)
+    monkeypatch.setattr(resolving, "KEPT_MAX", 0.3)
+
+    async def play() -> None:
+        names, changes = Names(app=["10.0.0.1"]), Changes()
+        names.ttl = 0.0
+        resolver = Resolver(changes, names, retry=0.01)
+        resolver.watch(["app:80"])
+        await changes.next()
+        names.failures["app"] = LookupFailedError(0, "SERVFAIL")
+        for _ in range(6):
+            await names.asked_again()
+        assert resolver.resolved == {"app:80": ("10.0.0.1:80",)}
+        await changes.next()
+        assert resolver.resolved == {}
+        await resolver.close()
+
+    run(play)
+
+
+def test_services_bring_their_ports() -> None:
+    async def play() -> None:
+        service = "srv://_http._tcp.app"
+        names = Names()
+        names.hosts[service] = ["10.0.0.2:81", "[::1]:82", "10.0.0.2:80"]
+        resolver = Resolver(Changes(), names)
+        resolver.watch([service])
+        assert await resolver.first_answers(5)
+        assert resolver.resolved == {service: ("10.0.0.2:80", "10.0.0.2:81", "[::1]:82")}
+        await resolver.close()
 
     run(play)
 
@@ -197,17 +276,15 @@ def test_no_names_no_waiting() -> None:
     run(play)
 
 
-def test_the_system_knows_localhost() -> None:
-    assert "127.0.0.1" in look_up("localhost")
-
-
 def test_the_names_of_a_config() -> None:
     config = Config.model_validate(
         {
             "upstream": {
                 "a": {"backends": ["app.example:80", "10.0.0.1:80", "unix:/a"]},
-                "b": {"backends": ["app.example:81"]},
+                "b": {"backends": ["app.example:81", "srv://_http._tcp.b.example"]},
             }
         }
     )
-    assert names_of(config, Registry("r")) == {"app.example:80", "app.example:81"}
+    assert names_of(config, Registry("r")) == {
+        "app.example:80", "app.example:81", "srv://_http._tcp.b.example",
+    }  # fmt: skip

@@ -244,7 +244,7 @@ class Backend:
     is answered so, as is every status. `where` is an address without port, or `unix:/path`.
     """
 
-    def __init__(self, name: str, where: str = "127.0.0.1") -> None:
+    def __init__(self, name: str, where: str = "127.0.0.1", port: int = 0) -> None:
         self.name = name
         self.healthy = True
         self.status = "200 OK"  # Of every answer for which the path asks for no other.
@@ -268,7 +268,7 @@ class Backend:
             daemon_threads = True
             request_queue_size = 512
 
-        place: Any = (where.strip("[]"), 0)
+        place: Any = (where.strip("[]"), port)
         if where.startswith("unix:"):
             Server.address_family, place = socket.AF_UNIX, where.removeprefix("unix:")
         elif ":" in where:
