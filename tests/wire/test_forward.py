@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lb.model import Endpoint, Listener, Respond, Route, Upstream
 from wire.kit import (
+    DEADLINE_S,
     Connection,
     Origin,
     Proxy,
@@ -382,3 +387,43 @@ def test_a_trusted_proxy_names_its_client_and_nobody_else_does() -> None:
     assert b"\r\nX-Forwarded-For: 127.0.0.1\r\n" in dropped
     assert b"6.6.6.6" not in dropped
     assert b"abc" not in dropped
+
+
+# --- ACME by webroot --------------------------------------------------------------------------------
+
+
+def test_an_acme_challenge_passes_while_all_else_is_sent_to_tls(tmp_path: Path) -> None:
+    """An authority asks in plain HTTP for a file; what answers it is a file server as it is."""
+    token = "J5lJ_2bZ-q0Yk9xv1nq0JcLk7m9wY2-3fR8uT1o4eHs"
+    folder = tmp_path / ".well-known" / "acme-challenge"
+    folder.mkdir(parents=True)
+    (folder / token).write_text(f"{token}.thumbprint")
+
+    class Files(SimpleHTTPRequestHandler):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words, directory=str(tmp_path))
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # As inherited.
+            """Say nothing."""
+
+    routes = [
+        Route("acme", path="/.well-known/acme-challenge/", upstream="app"),
+        Route("rest", respond=Respond(308, location="https://a.example/")),
+    ]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Files) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        try:
+            with Proxy([Endpoint(address, address)], routes=routes) as proxy:
+                ask = b"GET %b HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n"
+                answer = proxy.talk(ask % f"/.well-known/acme-challenge/{token}".encode())
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert answer.endswith(f"\r\n\r\n{token}.thumbprint".encode())
+                for path in (b"/", b"/.well-known/acme-challenge", b"/.well-known/other"):
+                    said = proxy.talk(ask % path)[:13]
+                    assert said != b"HTTP/1.1 200 ", path
+                assert proxy.talk(ask % b"/x").startswith(b"HTTP/1.1 308 ")
+        finally:
+            server.shutdown()
+            thread.join(DEADLINE_S)
