@@ -60,6 +60,12 @@ class Applied(Protocol):
     def member(self) -> str: ...
 
     @property
+    def by(self) -> By | None: ...
+
+    @property
+    def at(self) -> float: ...
+
+    @property
     def revision(self) -> int: ...
 
 
@@ -75,11 +81,12 @@ def line_of(applied: Applied) -> str:
         what, by, at = _in_words(command, reply, applied.registry), command.by, command.at
     else:
         what = MEMBERS[applied.member_change].format(applied.member)
-        by, at = _by_of_change(applied)
+        by, at = applied.by or By(source="group"), applied.at
     when = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if at else ""
     tail = f"; revision {applied.revision}{when and f' at {when}'}, by {_whom(by)}"
     room = LINE_MAX - len(tail)
-    return "audit: " + (what if len(what) <= room else f"{what[: room - 3]}...") + tail
+    what = f"audit: {what}"
+    return (what if len(what) <= room else f"{what[: room - 3]}...") + tail
 
 
 def _whom(by: By) -> str:
@@ -87,13 +94,6 @@ def _whom(by: By) -> str:
     note = f": {by.note[:NOTE_MAX]}" if by.note else ""
     way = f" ({by.source})" if by.token or by.source == "api" else ""
     return f"{who}{f' on {by.member}' if by.member else ''}{way}{note}"
-
-
-def _by_of_change(applied: Applied) -> tuple[By, float]:
-    for member in applied.registry.members.values():
-        if member.changed.revision == applied.revision:
-            return member.changed.by, member.changed.at
-    return By(source="group"), 0.0
 
 
 def _in_words(command: Command, reply: Reply, registry: Registry) -> str:

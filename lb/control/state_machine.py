@@ -15,11 +15,13 @@ from lb.errors import AccordError, StartError
 from lb.raft.members import Change, decode_change
 from lb.raft.messages import Entry, Kind
 from lb.registry import (
+    By,
     Command,
     Registry,
     Reply,
     apply,
     change_member,
+    made_by,
     registry_from_plain,
     registry_to_plain,
 )
@@ -45,7 +47,8 @@ class Applied:
     What one entry did. `registry` is the one after it.
 
     `command` and `reply` are those of an ordinary entry; `member_change` is `add`, `promote` or
-    `remove`, and `member` the name that it is about. `changed`: it took a revision.
+    `remove`, `member` the name that it is about, and `by`, `at` whose change it was and when.
+    `changed`: it took a revision.
     """
 
     index: int
@@ -56,6 +59,8 @@ class Applied:
     reply: Reply | None = None
     member_change: str = ""
     member: str = ""
+    by: By | None = None
+    at: float = 0.0
 
     @property
     def revision(self) -> int:
@@ -81,9 +86,16 @@ class StateMachine:
                 after = change_member(before, what, change.member, change.context)
                 self.registry = after
                 member = after.members.get(change.member) or before.members.get(change.member)
-                name = member.name if member else ""
+                made = made_by(change.context)
                 return Applied(
-                    entry.index, entry.term, after, True, member_change=what, member=name
+                    entry.index,
+                    entry.term,
+                    after,
+                    True,
+                    member_change=what,
+                    member=member.name if member else "",
+                    by=made.by,
+                    at=made.at,
                 )
             case Kind.NORMAL:
                 try:

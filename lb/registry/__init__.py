@@ -33,7 +33,7 @@ from lb.registry.commands import (
 )
 from lb.registry.leases import LeaseClock
 from lb.registry.machine import apply
-from lb.registry.members import change_member, encode_member, member_named
+from lb.registry.members import change_member, encode_member, made_by, member_named
 from lb.registry.values import (
     LEVEL,
     By,
@@ -94,6 +94,7 @@ __all__ = [
     "decode_command",
     "encode_command",
     "encode_member",
+    "made_by",
     "member_named",
     "registry_from_plain",
     "registry_to_plain",

@@ -44,6 +44,11 @@ def change_member(registry: Registry, what: str, member: int, context: bytes) ->
     return replace(registry, revision=registry.revision + 1, members=members, removed=removed)
 
 
+def made_by(context: bytes) -> Changed:
+    """Say by whom a change was made, and when; of one who was removed nothing else tells."""
+    return _read(context, 0)[2]
+
+
 def member_named(registry: Registry, name: str) -> Member | None:
     """Return the member of this name; of several, the one that came last."""
     named = [member for member in registry.members.values() if member.name == name]
