@@ -129,6 +129,8 @@ def change_in_words(change: Change, name: str, registry: Registry) -> str:
     entry = upstream.backends.get(change.key) if upstream is not None else None
     if entry is None or change.what != "changed":
         return f"{change.key} {change.what}"
+    if change.fields == ("suspect",):
+        return f"{change.key} is {'suspect, and kept' if entry.suspect else 'no longer suspect'}"
     plain = entry.to_plain()
     plain["labels"] = " ".join(f"{label}={text}" for label, text in entry.labels.items()) or "none"
     said = ", ".join(f"{field} {plain.get(field)}" for field in change.fields)
