@@ -129,7 +129,8 @@ class Entrance:
         except TimeoutError:
             self._say("slow", host, f"{host} did not say who it is within {GREETING_SECONDS:g} s")
         except OSError as error:  # TLS that fails is one too.
-            self._say("tls", host, f"no TLS with {host}: {error}")
+            why = str(error) or "it broke off"
+            self._say("tls", host, f"no TLS with {host}: {why}")
         finally:
             if not connected:
                 connection.give_up()

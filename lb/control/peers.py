@@ -21,6 +21,7 @@ import logging
 import os
 import random
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -363,6 +364,8 @@ class Peers:
                 await self._connect(connection, host, port)
             except OSError as error:
                 why = PeerUnreachable(f"{address}: {error.strerror or error}")
+                if isinstance(error, ssl.SSLError):  # Nobody waits this out: it is to be seen.
+                    self._say("tls", address, f"no TLS with {address}: {error.strerror or error}")
                 continue
             if connection.state is State.OPEN:
                 return connection
@@ -370,6 +373,8 @@ class Peers:
             if reason is not None:
                 raise PeerRefused(reason.code, reason.message, reason.hint)
             why = PeerUnreachable(f"{address} closed the connection")
+            if self._security.mode is not Mode.TLS:
+                self._say("closed", address, f"{address} says nothing: has it `group.tls`?")
         raise why
 
     async def _connect(self, connection: PeerConnection, host: str, port: int) -> None:

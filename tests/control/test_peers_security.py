@@ -114,7 +114,8 @@ def test_a_certificate_that_does_not_fit(
     if why:
         assert sum("127.0.0.1" in text and why in text for text in said(caplog)) >= 1
     else:
-        assert sum("no TLS with 127.0.0.1" in text for text in said(caplog)) == 2  # One on each.
+        assert sum("no TLS with 127.0.0.1: " in text for text in said(caplog)) == 2  # One on each.
+        assert any("no TLS with 127.0.0.1:" in text and "issuer" in text for text in said(caplog))
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:

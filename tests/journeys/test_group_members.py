@@ -43,7 +43,8 @@ def test_a_member_is_added_and_follows(three: Group, alone: Alone, plain: str) -
     path = "/v1/group/members/d"
     added = three.followers()[0].admin(path, "PUT", body={"address": fourth.peer_address})
     assert added.status in (200, 201, 202), added.text
-    until(lambda: names(three["a"]) == set("abcd"), "four members")
+    until(lambda: fourth.standing()["state"] == "ok", lambda: f"it has joined\n{fourth.log()}")
+    assert names(three["a"]) == set("abcd")
     assert three["a"].voters() == set("abc")  # Three vote already.
     wrote = fourth.put("127.0.0.1:9", state="disabled")
     assert wrote.status == 201, wrote.text + fourth.log()
