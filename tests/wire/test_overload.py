@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import random
 import resource
 import socket
 import time
@@ -12,6 +15,8 @@ import pytest
 
 from lb.model import ListenerLimits, Upstream
 from lb.proxy import listener as listening
+from lb.proxy.pool import Pool
+from lb.retry import Failure
 from wire.kit import LISTENER, Origin, Proxy, answering, read_all, read_response, response, until
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -138,3 +143,25 @@ def test_a_drowning_worker_turns_away_but_for_readiness() -> None:
         assert b"this worker has more to do than it can" in answer
         assert proxy.talk(GET_CLOSE.replace(b"/ H", b"/-/ready H")).startswith(b"HTTP/1.1 200 ")
         assert not origin.requests
+
+
+@pytest.mark.parametrize(
+    ("number", "blamed"),
+    [
+        (errno.EMFILE, Failure.LIMITED),
+        (errno.ENFILE, Failure.LIMITED),
+        (errno.EADDRNOTAVAIL, Failure.LIMITED),  # Fault 42: no local port is left.
+        (errno.ENOMEM, Failure.LIMITED),
+        (errno.ECONNREFUSED, Failure.REFUSED),
+        (errno.EHOSTUNREACH, Failure.REFUSED),
+    ],
+)
+def test_whose_fault_it_is_that_there_is_no_connection(
+    number: int, blamed: Failure, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Proxy([]) as proxy:
+        loop = proxy._loop
+        pool = Pool("10.0.0.1:80", loop, proxy.switchboard.worker.deadlines, random.Random())
+        error = OSError(number, os.strerror(number))
+        assert {pool.blame(error) for _ in range(3)} == {blamed}
+    assert len(caplog.messages) == (1 if blamed is Failure.LIMITED else 0)
