@@ -22,7 +22,7 @@ from lb.control.admin_access import Access
 from lb.control.admin_acts import Acts
 from lb.control.admin_door import Door, Tls, plain
 from lb.control.admin_group import GroupActs
-from lb.control.admin_guard import BODY_BYTES_MAX, Handler, answer_errors, guard
+from lb.control.admin_guard import BODY_BYTES_MAX, answer_errors, guard
 from lb.control.admin_probes import Probes
 from lb.control.admin_reads import Reads
 from lb.control.admin_recent import RECENT_SECONDS, Recent
@@ -73,12 +73,12 @@ class AdminServer:
         app = web.Application(
             client_max_size=BODY_BYTES_MAX,
             middlewares=[
-                stamp(desk),
                 answer_errors,
                 guard(lambda: desk.config.admin.hosts),
                 self._access.middleware(),
             ],
         )
+        app.on_response_prepare.append(stamp(desk))
         reads = Reads(desk, self._recent, functools.partial(whole_view, desk))
         writes = Writes(desk, self._recent)
         acts, probes, static = Acts(desk), Probes(desk), Static()
@@ -159,15 +159,12 @@ class _Server:
 
 
 def stamp(desk: Desk) -> Any:
-    """Return the middleware by which each answer says what it goes by: revision and term."""
+    """Return what has each answer say what it goes by, streams too: revision and term."""
 
-    @web.middleware
-    async def add(request: web.Request, handler: Handler) -> web.StreamResponse:
-        response = await handler(request)
-        if request.path.startswith("/v1/") and not response.prepared:
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        if request.path.startswith("/v1/"):
             response.headers.setdefault("X-Revision", str(desk.routed_revision()))
             response.headers.setdefault("X-Raft-Term", str(desk.group.term))
-        return response
 
     return add
 

@@ -20,7 +20,11 @@ from lb.control.problems import Problem
 VIEW_SECONDS_MAX: Final = 2.0
 WAIT_ALL_SECONDS_MAX: Final = 5.0
 CUT_SECONDS_MAX: Final = 1.0  # That a removal may take to reach workers before what runs is cut.
-OWN_TABLES: Final = {"node", "group", "admin", "log", "access_log"}  # These differ by right.
+# What each member has of its own: these may differ.
+OWN: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(("node", "group", "admin", "log", "access_log"), True),
+    "listener": {"__all__": {"address"}},
+}
 HASH_LENGTH: Final = 12
 
 Plain = dict[str, Any]
@@ -97,8 +101,8 @@ def view_from_here(desk: Desk, params: Plain) -> Plain:
 
 
 def config_hash(config: Config) -> str:
-    """Name what members should have alike of a config; their own tables are left out."""
-    text = config.model_dump_json(exclude=OWN_TABLES)
+    """Name what members should have alike of a config; what is their own is left out."""
+    text = config.model_dump_json(exclude=dict(OWN))
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 

@@ -61,7 +61,7 @@ class Stream:
         self._connection.request("GET", f"/v1/events{query}", headers=named)
         self._response = self._connection.getresponse()
         assert self._response.status == 200
-        self.type = self._response.headers["Content-Type"]
+        self.headers = self._response.headers
 
     def __enter__(self) -> Stream:
         return self
@@ -108,7 +108,8 @@ def test_a_stream_begins_with_the_revision_it_begins_at(office: Office) -> None:
     with Stream(office) as stream:
         created = stream.event()
 
-    assert stream.type == "text/event-stream"
+    assert stream.headers["Content-Type"] == "text/event-stream"
+    assert (stream.headers["X-Revision"], stream.headers["X-Raft-Term"]) == ("2", "3")
     assert (created.kind, created.id) == ("created", None)
     assert created.plain == {"revision": 2, "from": 3}
 
