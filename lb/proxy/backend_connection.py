@@ -10,6 +10,7 @@ import asyncio
 import os
 import select
 import socket
+import ssl
 from enum import Enum
 from time import monotonic
 from typing import Final, Protocol
@@ -231,6 +232,12 @@ class BackendConnection:
     def closed(self) -> bool:
         """Whether it can carry nothing any more."""
         return self._phase is _CLOSED or self._transport.is_closing()
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What the next connection to there may resume, None without TLS."""
+        tls = self._transport.get_extra_info("tls")
+        return None if tls is None else tls.session
 
     def rest(self, until: float) -> None:
         """Idle until then at most."""

@@ -118,6 +118,7 @@ class Pool:
         self.send_proxy = ""  # the version of the PROXY header that connections begin with
         self._context: ssl.SSLContext | None = None
         self._name = ""
+        self._session: ssl.SSLSession | None = None  # by that context and name
         self._told = ""
         self._tell_again = 0.0
         self.configure(Upstream(""))
@@ -142,7 +143,8 @@ class Pool:
             self._outdate()
 
     def _outdate(self) -> None:
-        """Use no connection again that was made by other terms."""
+        """Use no connection again that was made by other terms, and no session."""
+        self._session = None
         while self._idle:
             self._idle.pop().close()
         for connection in self._all:
@@ -203,6 +205,8 @@ class Pool:
         ):
             connection.close()
             return
+        if self._context is not None and connection.carried == 1:
+            self._session = connection.session  # By now its tickets have come.
         hint = connection.idle_hint
         # Just under the backend's own bound, or its close meets our next request half way.
         seconds = self._idle_s if hint < 0 else min(hint - 1.0, IDLE_HINT_MAX_S)
@@ -253,7 +257,7 @@ class Pool:
                 protocol, host.strip("[]"), int(port)
             )
 
-        return tls.dial(connect, make, self._context, self._name, said)
+        return tls.dial(connect, make, self._context, self._name, said, self._session)
 
     def blame(self, error: BaseException) -> Failure:
         """Say whose fault it is that there is no connection; log what only an operator can mend."""

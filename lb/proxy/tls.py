@@ -99,15 +99,19 @@ class TlsTransport(asyncio.Transport):
         server: bool,
         name: str | None = None,
         preface: bytes = b"",
+        session: ssl.SSLSession | None = None,
     ) -> None:
-        """`name`: whom the other side must be, for a client; `preface` goes before the hello."""
+        """
+        `name`: whom the other side must be, for a client. `preface` goes before the hello.
+        `session`: of an earlier connection by the same context and name, to be resumed.
+        """
         super().__init__()
         self._app = app
         self._watcher = watcher
         self._raw: asyncio.Transport = None  # type: ignore[assignment]  # until made
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server, name)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server, name, session)
         self._phase = _SHAKING
         self._preface = preface
         self._said_end = False  # we have sent close_notify
@@ -228,6 +232,11 @@ class TlsTransport(asyncio.Transport):
     def resumed(self) -> bool:
         """Whether the handshake was a short one."""
         return bool(self._tls.session_reused)
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        """What a later connection may resume; with TLS 1.3 it comes after the handshake."""
+        return self._tls.session
 
     @property
     def certificate(self) -> Mapping[str, Any]:
@@ -355,17 +364,24 @@ async def dial(
     context: ssl.SSLContext,
     name: str,
     preface: bytes = b"",
+    session: ssl.SSLSession | None = None,
 ) -> tuple[asyncio.Transport, A]:
     """
     Connect, and shake hands with whom `name` must be. TlsError where that fails.
 
     `connect` is the loop's way to make a connection, given what makes its protocol; `preface`
-    is what to send before the handshake.
+    is what to send before the handshake, `session` one to resume.
     """
     shaken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     app = make()
     transport = TlsTransport(
-        context, app, _Dialled(shaken), server=False, name=name, preface=preface
+        context,
+        app,
+        _Dialled(shaken),
+        server=False,
+        name=name,
+        preface=preface,
+        session=session,
     )
     try:
         await connect(lambda: transport)

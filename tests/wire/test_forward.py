@@ -389,7 +389,7 @@ def test_a_trusted_proxy_names_its_client_and_nobody_else_does() -> None:
     assert b"abc" not in dropped
 
 
-# --- ACME by webroot --------------------------------------------------------------------------------
+# --- ACME by webroot --------------------------------------------------------------------------
 
 
 def test_an_acme_challenge_passes_while_all_else_is_sent_to_tls(tmp_path: Path) -> None:

@@ -190,3 +190,44 @@ def test_other_terms_are_for_new_connections_at_once() -> None:
         assert proxy.idle == 0
         sock.sendall(GET)
         assert read_response(sock)[0].startswith(b"HTTP/1.1 502 ")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_new_connection_resumes_the_session_of_the_one_before(version: ssl.TLSVersion) -> None:
+    """A full handshake costs both sides ten times as much; who cannot resume makes one."""
+    reused: list[bool | None] = []
+
+    def script(connection: Connection, number: int) -> None:
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        reused.append(connection.sock.session_reused)
+        if connection.request() is not None:
+            connection.send(response())
+            connection.request()  # Kept until the proxy lets go.
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = context.maximum_version = version
+    BACKEND.configure_cert(context)
+
+    def secured(connection: Connection, number: int) -> None:
+        connection.sock = context.wrap_socket(connection.sock, server_side=True)
+        script(connection, number)
+
+    with (
+        Origin(secured) as origin,
+        Proxy([secure(origin)], upstream=upstream(), material=MATERIAL) as proxy,
+        proxy.connect() as sock,
+    ):
+        for count in range(1, 4):
+            sock.sendall(GET)
+            assert read_response(sock)[1] == b"ok"
+            assert len(reused) == count
+            until(lambda: proxy.idle == 1, "the connection kept")
+            origin.connections[-1].close()
+            until(lambda: proxy.idle == 0, "the connection gone")
+        assert reused == [False, True, True]
+        # Other terms: what was agreed on by the old ones is not taken up again.
+        policy = upstream(name="backend.example")
+        proxy.install(replace(proxy._plans, upstreams=(policy,)))
+        sock.sendall(GET)
+        assert read_response(sock)[1] == b"ok"
+        assert reused == [False, True, True, False]
