@@ -125,7 +125,8 @@ def test_status_is_a_line_in_words_and_a_table(fake: FakeAdmin) -> None:
             "not heard: b",
         ),
         (group("no-quorum"), "lb group recover --lost"),
-        (group("removed"), "wipe its data_dir"),
+        (group("forming", detail="the name b is taken", members=[]), "the name b is taken"),
+        (group("removed"), "remove raft/ in its data_dir"),
         (
             group("damaged", detail="raft/wal-7.log, at offset 4096: no such frame"),
             "its log is damaged: raft/wal-7.log, at offset 4096",
@@ -136,6 +137,12 @@ def test_status_is_a_line_in_words_and_a_table(fake: FakeAdmin) -> None:
 )
 def test_each_state_is_said_in_words(plain: dict[str, Any], says: str) -> None:
     assert says in "\n".join(in_words(plain))
+
+
+def test_a_first_start_is_not_advised_where_a_group_is_known() -> None:
+    said = "\n".join(in_words(group("forming", detail="the name b is taken")))
+
+    assert "lb group found" not in said
 
 
 @pytest.mark.parametrize("state", ["forming", "no-quorum", "removed", "damaged", "stopped-apply"])
@@ -187,13 +194,13 @@ def test_members_are_added_removed_and_made_leader(fake: FakeAdmin) -> None:
 
     added = run(fake, "group", "add", "d", "10.0.0.4:9901", "--note", "more")
     assert added.exit_code == 0
-    assert "d may come in at 10.0.0.4:9901" in added.stderr
+    assert "invited d, at 10.0.0.4:9901" in added.stderr
     assert fake.last("PUT").plain == {"address": "10.0.0.4:9901"}
     assert fake.last("PUT").query == {"note": "more"}
 
     removed = run(fake, "group", "remove", "c", "--force")
     assert removed.exit_code == 0
-    assert "wiped" in removed.stderr
+    assert "remove raft/" in removed.stderr
     assert fake.last("DELETE").query == {"force": "true"}
 
     moved = run(fake, "group", "transfer", "b")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from lb.cli.tree import lb
 from lb.config.load import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +51,36 @@ def test_example_files_are_taken_as_they_stand(page: Path, tmp_path: Path) -> No
             example = tmp_path / f"{number}.toml"
             example.write_text(text)
             load(str(example), {})
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """Yield the words of each `lb ...` that a page quotes."""
+    for quoted in re.findall(r"`([^`\n]+)`", text) + text.splitlines():
+        for part in re.split(r"&&|;|#", quoted):
+            words = part.strip().removeprefix("$ ").split()
+            if words[:1] == ["lb"] and len(words) > 1 and "…" not in part and "|" not in part:
+                yield words[1:]
+
+
+def unknown_in(words: list[str]) -> set[str]:
+    """Return what of a command line `lb` does not have: the command itself, or options."""
+    command: click.Command = lb
+    rest = list(words)
+    while isinstance(command, click.Group) and rest:
+        found = command.get_command(click.Context(command), rest[0])
+        if found is None:
+            return {rest[0]}
+        command = found
+        rest.pop(0)
+    known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    return {word for word in rest if re.fullmatch(r"--?[a-z][a-z-]*", word)} - known - {"--help"}
+
+
+@pytest.mark.parametrize("page", [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"], ids=named)
+def test_commands_that_pages_name_are_there(page: Path) -> None:
+    lines = list(commands_in(page.read_text()))
+
+    assert {" ".join(words): unknown for words in lines if (unknown := unknown_in(words))} == {}
 
 
 def test_the_readme_is_short_and_says_how_to_start() -> None:

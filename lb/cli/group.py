@@ -21,7 +21,7 @@ class GroupCommands(LazyGroup):
 
     PLACES: ClassVar[dict[str, tuple[str, str]]] = {
         "status": ("group:status", "The members, how far they are, and what is going on."),
-        "add": ("group:add", "Expect an instance of that name, and let it in."),
+        "add": ("group:add", "Invite an instance that waits to join."),
         "remove": ("group:remove", "Take a member out for good."),
         "transfer": ("group:transfer", "Hand leadership to another member."),
         "ok-to-stop": ("group:ok_to_stop", "Whether the group can do without this instance."),
@@ -64,9 +64,10 @@ def status(ctx: click.Context, admin: str | None, config: str | None, output: st
 @click.argument("name")
 @click.argument("address")
 def add(name: str, address: str, note: str, **words: Any) -> None:
-    """Expect an instance called NAME at ADDRESS, where the others reach it.
+    """Invite an instance called NAME that waits at ADDRESS, where the others reach it.
 
-    It learns what the others know, and votes once it is caught up and a voter is missing.
+    One that has the group's addresses in group.join comes in by itself. It learns what the
+    others know, and votes once it is caught up and a voter is missing.
 
     \b
     lb group add d 10.0.0.4:9901
@@ -82,7 +83,10 @@ def add(name: str, address: str, note: str, **words: Any) -> None:
     if words["output"] == "json":
         print_json(plain)
         return
-    say(f"{name} may come in at {address}; lb group status shows how far it is")
+    if plain.get("state") == "member":
+        say(f"{name} is a member already")
+    else:
+        say(f"invited {name}, at {address}; lb group status shows how far it is")
 
 
 @click.command()
@@ -107,7 +111,7 @@ def remove(name: str, note: str, force: bool, **words: Any) -> None:
     if words["output"] == "json":
         print_json(plain)
         return
-    say(f"removed {name}; before it may come back its data_dir has to be wiped")
+    say(f"removed {name}; to let it join again, remove raft/ in its data_dir")
 
 
 @click.command()
@@ -206,7 +210,7 @@ def recover(lost: str, note: str, yes: bool, **words: Any) -> None:
     confirm(
         f"This gives up {_named(names)} for good and makes what this instance knows a new group,"
         " with a new id and its revision raised by 1,000,000. What only they knew is lost;"
-        " each must be wiped before it may join.",
+        " none of them may join before raft/ in its data_dir is removed.",
         yes,
     )
     instance = find_admin(words["admin"], words["config"])
@@ -220,7 +224,7 @@ def recover(lost: str, note: str, yes: bool, **words: Any) -> None:
     if words["output"] == "json":
         print_json(plain)
         return
-    say(f"a group of one now; wipe the data_dir of {_named(names)} and start them: they will join")
+    say(f"a group of one now; {_named(names)} may join once raft/ in their data_dir is removed")
 
 
 def is_well(plain: dict[str, Any]) -> bool:

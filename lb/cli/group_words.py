@@ -24,12 +24,12 @@ def in_words(plain: dict[str, Any]) -> Iterator[str]:
             yield "this instance was removed from its group: it is not ready, and takes no writes"
             yield (
                 plain.get("detail")
-                or "to bring it back: stop it, wipe its data_dir, and start it again"
+                or "to bring it back: stop it, remove raft/ in its data_dir, and start it again"
             )
         case "damaged":
             yield f"its log is damaged: {plain.get('detail') or 'the daemon log says where'}"
             yield from _served(plain)
-            yield "stop it, wipe its data_dir (last-good.json may stay), start it: it joins anew"
+            yield "stop it, remove raft/ in its data_dir, start it: it joins the group anew"
         case "stopped-apply":
             yield f"it has stopped following the group: {plain.get('detail') or 'see its log'}"
             yield from _served(plain)
@@ -43,7 +43,8 @@ def in_short(group: dict[str, Any]) -> str:
     if group["state"] == "alone":
         return f"alone, {revision}"
     leader = f"leader {group['leader'] or 'none'}, term {group['term']}"
-    return f"{group['role']} ({group['state']}), {leader}, {revision}"
+    role, state = group["role"], group["state"]
+    return f"{role if role == state else f'{role} ({state})'}, {leader}, {revision}"
 
 
 def alarms(group: dict[str, Any]) -> Iterator[str]:
@@ -106,7 +107,9 @@ def _about(member: dict[str, Any]) -> Iterator[str]:
 def _forming(plain: dict[str, Any]) -> Iterator[str]:
     waiting = ", ".join(plain.get("waiting_for") or []) or "the others"
     yield f"no group yet: waiting for {waiting}; until then this instance serves its file"
-    yield from filter(None, [plain.get("detail")])
+    if plain.get("detail"):
+        yield plain["detail"]
+        return
     yield "start them; if one will never come, lb group found goes on without (first start only)"
 
 
