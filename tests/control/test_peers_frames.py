@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import struct
 
 import pytest
@@ -51,6 +52,15 @@ def read(*pieces: bytes, key: bytes | None = KEY) -> tuple[Frames, str]:
     except BadFrameError as error:
         return got, error.message
     return got, ""
+
+
+def test_the_bytes_are_those_of_the_page() -> None:
+    """docs/group-wire.md says what they are."""
+    length = (1 + 5 + 32).to_bytes(4, "little")
+    for number, frame in enumerate(sent([(16, b"hello")] * 2)):
+        sealed = number.to_bytes(8, "little") + length + b"\x10hello"
+        assert frame == length + b"\x10hello" + hmac.digest(KEY, sealed, "sha256")
+    assert sent([(17, b"hi")], key=None) == [b"\x03\0\0\0\x11hi"]
 
 
 @pytest.mark.parametrize("key", [KEY, None])

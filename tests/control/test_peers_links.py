@@ -492,8 +492,8 @@ def test_the_newer_connection_of_a_member_counts() -> None:
             second = (await Member.to(a.address)).prepare(claim_of("b", 2))
             await second.shake_hands()
             await second.send(message(2, 1, 2))
+            await until(lambda: len(a.heard) == 2 and links_of(a) == 1, 1.0)  # Not by its silence.
             await first.is_left()
-            await until(lambda: len(a.heard) == 2)
             assert list(a.peers.connected) == [2]
             third = (await Member.to(a.address)).prepare(claim_of("b", 2))
             await third.shake_hands(Purpose.CALLS)  # Only to ask something.

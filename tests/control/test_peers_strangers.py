@@ -418,6 +418,20 @@ async def answer_of(instance: Instance) -> object:
         return error
 
 
+def test_a_connection_for_calls_carries_no_messages(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        (a,) = some(1, with_secret)
+        async with instances(a):
+            member = (await Member.to(a.address)).prepare(claim_of("b", 2))
+            await member.shake_hands(Purpose.CALLS)
+            await member.send(message(2, 1))
+            await member.is_left()
+            assert a.heard == []
+
+    run(test())
+    assert len(warnings_in(caplog)) == 1
+
+
 def test_answers_that_nobody_waits_for_are_passed_over() -> None:
     async def test() -> None:
         (a,) = some(1, with_secret)
