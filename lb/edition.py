@@ -19,6 +19,7 @@ import math
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +49,7 @@ CONTROL = "control/"
 TLS = "tls/"  # By digest: what somebody shows, or accepts.
 
 PART_BACKENDS_MAX = 500
+ADDRESSES_REMEMBERED = 32_768
 SCALE_MAX = 5_040  # Of weights; what 1 to 10 addresses divide evenly, and 12, 14, 15, 16 too.
 
 Verdicts = Mapping[str, Mapping[str, Health]]  # Upstream, endpoint address.
@@ -112,6 +114,7 @@ class BackendRow(NamedTuple):
 # Addresses
 
 
+@lru_cache(maxsize=ADDRESSES_REMEMBERED)
 def is_name(address: str) -> bool:
     """Whether a backend's address must be resolved before anyone can connect to it."""
     if address.startswith(SRV):
@@ -155,6 +158,7 @@ class _Composed:
     forced: Mapping[str, str] | None  # By key: up or down, whatever its state.
     names: tuple[str, ...]  # The addresses that were resolved,
     answers: tuple[tuple[str, ...], ...]  # and what they gave.
+    rows: Sequence[BackendRow]
     bodies: dict[str, bytes]
 
 
@@ -242,12 +246,11 @@ class Composer:
             rows = [_forced(row, forced.get(row.key)) for row in rows]
         names = tuple({row.address: None for row in rows if is_name(row.address)})
         answers = tuple(sources.resolved.get(address, ()) for address in names)
-        bodies = _encode_upstream(name, rows, sources.resolved)
-        if last is not None:
-            for part in bodies.keys() & last.bodies.keys():
-                if bodies[part] == last.bodies[part]:
-                    bodies[part] = last.bodies[part]  # Compared by identity from here on.
-        return _Composed(source, forced, names, answers, bodies)
+        # One backend among thousands changed: only its part is encoded anew.
+        known = last is not None and (last.names, last.answers) == (names, answers)
+        alike = last if known else None
+        bodies = _encode_upstream(name, rows, sources.resolved, alike)
+        return _Composed(source, forced, names, answers, rows, bodies)
 
 
 def _forced(row: BackendRow, to: str | None) -> BackendRow:
@@ -257,13 +260,23 @@ def _forced(row: BackendRow, to: str | None) -> BackendRow:
     return row._replace(state=state.value)
 
 
-def _encode_upstream(name: str, rows: Sequence[BackendRow], resolved: Resolved) -> dict[str, bytes]:
-    """Lay out an upstream's parts: at least one, since an empty upstream exists as well."""
+def _encode_upstream(
+    name: str, rows: Sequence[BackendRow], resolved: Resolved, last: _Composed | None
+) -> dict[str, bytes]:
+    """
+    Lay out an upstream's parts: at least one, since an empty upstream exists as well.
+
+    Those of `last` are taken as they are, the same objects, where their rows are the same.
+    """
     addresses = [endpoints_of(row.address, resolved) for row in rows]
     scale = share_scale({len(each) for each in addresses})
     parts = {}
     for index, start in enumerate(range(0, len(rows) or 1, PART_BACKENDS_MAX)):
         end = start + PART_BACKENDS_MAX
+        part = f"{UPSTREAM}{name}/{index}"
+        if last is not None and part in last.bodies and last.rows[start:end] == rows[start:end]:
+            parts[part] = last.bodies[part]
+            continue
         endpoints = [
             (
                 *(row.key, address, share_weight(row.weight, len(each), scale)),
@@ -273,12 +286,13 @@ def _encode_upstream(name: str, rows: Sequence[BackendRow], resolved: Resolved) 
             for address in each
         ]
         revision = max((row.revision for row in rows[start:end]), default=0)
-        parts[f"{UPSTREAM}{name}/{index}"] = orjson.dumps(
+        parts[part] = orjson.dumps(
             {"upstream": name, "index": index, "revision": revision, "endpoints": endpoints}
         )
     return parts
 
 
+@lru_cache(maxsize=ADDRESSES_REMEMBERED)
 def host_in(address: str) -> tuple[str, ...]:
     """The name or address in an `https://` address; nothing for others."""
     if not address.startswith(HTTPS):

@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 
 UNLIVE_MAX = 2  # Editions sent to a worker that it did not yet call live.
 WAITERS_MAX = 1024  # Requests that wait for workers at once.
-PAUSE = 0.01  # Seconds from one edition to the next: what comes within is one edition.
+PAUSE_MIN = 0.002  # Seconds after an edition; what changes meanwhile is one edition.
+PAUSE_COSTS = 3.0  # As many times longer than making it took: the larger, the fewer.
 
 
 class Sender(Protocol):
@@ -71,7 +72,7 @@ class Publisher:
         self._workers: dict[int, _Worker] = {}
         self._waiters: set[tuple[Callable[[], bool], asyncio.Future[None]]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._published_at = float("-inf")
+        self._next_at = float("-inf")
         self._closed = False
 
     # What others ask
@@ -109,7 +110,7 @@ class Publisher:
         """Something that editions are made of has changed: make one soon."""
         if self._timer is None and not self._closed:
             loop = asyncio.get_running_loop()
-            at = max(loop.time(), self._published_at + PAUSE)
+            at = max(loop.time(), self._next_at)
             self._timer = loop.call_at(at, self.publish)
 
     def publish(self) -> Edition:
@@ -117,16 +118,19 @@ class Publisher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         sources = self._sources()
         edition = self._composer.compose(sources, self._number + 1, self._extra())
         if self._edition is not None and _same(edition, self._edition):
             return self._edition
         self._number += 1
         self._edition = edition
-        self._published_at = asyncio.get_running_loop().time()
         for worker in self._workers.values():
             self._send(worker, edition)
         self._keep(edition.number, pack(edition))
+        done = loop.time()
+        self._next_at = done + max(PAUSE_MIN, PAUSE_COSTS * (done - began))
         return edition
 
     def rehearse(self) -> None:
