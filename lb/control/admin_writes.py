@@ -210,8 +210,7 @@ def address_in(text: object) -> str:
     try:
         return str(backend_address(text))
     except BadAddressError as error:
-        code = "not-supported" if "not yet supported" in str(error) else "bad-request"
-        raise Problem(code, str(error), error.hint) from None
+        raise Problem("bad-request", str(error), error.hint) from None
 
 
 def fields_in(body: Mapping[str, Any], key: str) -> Fields:

@@ -214,7 +214,7 @@ def test_an_address_has_one_spelling(office: Office) -> None:
         (f"{APP}/backends/no%20address", {}, "bad-request", "port"),
         (f"{APP}/backends/%2E%2E", {"address": "127.0.0.1:1"}, "invalid", "not an address"),
         (f"{APP}/backends/10.0.0.1:99999", {}, "bad-request", "99999"),
-        (f"{APP}/backends/srv:%2F%2Fa", {}, "not-supported", "not yet supported"),
+        (f"{APP}/backends/srv:%2F%2Fa", {}, "bad-request", "not a service"),
         ("/v1/upstreams/nope/backends/127.0.0.1:1", {}, "not-found", "nope"),
     ],
 )
