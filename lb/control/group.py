@@ -26,6 +26,7 @@ from lb.control.agreement import Agreement
 from lb.control.duties import LEVEL, Duties, Wish
 from lb.control.founding import Founding
 from lb.control.last_good import LastGood
+from lb.control.peer_security import Files
 from lb.control.peers import (
     PROTOCOL,
     Claim,
@@ -155,7 +156,10 @@ class Group:
     def adopt(self) -> None:
         """Go by the secret, or the files, that a new config names."""
         config = self.config()
-        if self.peers is not None and config is not None and config.security == "secret":
+        if self.peers is None or config is None:
+            return
+        files = config.tls and Files(config.tls.cert, config.tls.key, config.tls.ca)
+        if config.security == "secret" or files != self._security.files:
             self._security.take(security_of(config))
 
     async def close(self) -> None:
@@ -532,8 +536,12 @@ class Group:
             return await self.peers.call(self._leader, method, params, seconds)
         except PeerRefused as error:
             raise as_error(error) from None
-        except (PeerUnreachable, PeerTimeout) as error:
-            raise NoQuorum(f"the leader does not answer: {error.message}") from None
+        except PeerTimeout as error:
+            raise UnknownOutcome(f"the leader did not answer: {error.message}") from None
+        except PeerUnreachable as error:
+            if error.sent:
+                raise UnknownOutcome(f"the leader was lost: {error.message}") from None
+            raise NoQuorum(f"the leader can't be reached: {error.message}") from None
 
 
 def security_of(config: GroupConfig) -> Security:
