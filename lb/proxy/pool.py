@@ -201,7 +201,7 @@ class Pool:
             or connection.closed
             or now >= connection.expires
             or connection.carried >= EXCHANGES_MAX
-            or not self._has_room(connection)
+            or (len(self._idle) >= self._idle_max and not self._makes_room(connection))
         ):
             connection.close()
             return
@@ -213,12 +213,12 @@ class Pool:
         connection.rest(now + seconds)
         self._idle.append(connection)
 
-    def _has_room(self, connection: BackendConnection) -> bool:
-        idle = self._idle
-        if connection.said and idle and len(idle) >= self._idle_max:
-            # No other client can use what is there: the oldest is the least likely to be missed.
-            idle.pop(0).close()
-        return len(idle) < self._idle_max
+    def _makes_room(self, connection: BackendConnection) -> bool:
+        """Let the oldest go for one that is a client's own: no other client could use either."""
+        if not connection.said or not self._idle:
+            return False
+        self._idle.pop(0).close()
+        return True
 
     def close_idle(self) -> None:
         """Close what nobody uses, and from now on keep nothing."""
