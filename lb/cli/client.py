@@ -23,6 +23,7 @@ from lb import __version__
 from lb.cli.peek import DEFAULT_ADMIN, Named, named_by_config
 from lb.errors import OperatorError, UsageError
 
+CA = "lb.cli.ca"  # In click's notes of one call: what --ca said.
 SECONDS_MAX = 15.0  # For one answer; a reload takes 5 at most, a write without quorum as long.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 TOKEN_BYTES_MAX = 4096
@@ -66,7 +67,7 @@ def exit_status_of(status: int) -> int:
     match status:
         case 400 | 413 | 415:
             return 2
-        case 401 | 403:
+        case 401 | 403 | 429:
             return 4
         case 409 | 412 | 503:
             return 5
@@ -83,13 +84,14 @@ class Admin:
     """
     One instance's admin API. `address` is `host:port` or `unix:/path`.
 
-    Over TLS it is believed by $LB_CA, or the system's authorities. Where our own config file
+    Over TLS it is believed by `ca`, $LB_CA, or the system's authorities. Where our own config file
     names it, `own_cert` is the certificate that it must show, whatever names are in that.
     """
 
     address: str
     secure: bool = False
     own_cert: str = ""
+    ca: str = ""
 
     def get(self, path: str, **query: str) -> Answer:
         """Ask for something."""
@@ -116,6 +118,8 @@ class Admin:
     def readiness(self, seconds: float = SECONDS_MAX) -> tuple[bool, str]:
         """Whether the instance is ready, and if not, why."""
         status, plain, _ = self._exchange("GET", "/readyz", None, {}, seconds)
+        if status in (401, 403, 429):  # Waiting for that to change would be in vain.
+            raise RefusedError(status, plain if isinstance(plain, dict) else {})
         reason = plain.get("reason", "") if isinstance(plain, dict) else ""
         return status == 200, str(reason)
 
@@ -163,6 +167,8 @@ class Admin:
         except OSError as error:
             connection.close()
             raise self._nobody(error) from None
+        if self.secure and method != "GET":
+            self._knock(connection, sent)
         try:
             connection.request(method, target, body=data, headers=sent)
             response = connection.getresponse()
@@ -190,10 +196,27 @@ class Admin:
             "is it running? which one is meant: --admin, $LB_ADMIN or admin.address",
         )
 
+    def _knock(self, connection: http.client.HTTPConnection, headers: dict[str, str]) -> None:
+        """
+        See that we are let in, before anything is written.
+
+        By TLS 1.3 a client learns only from the first answer whether its certificate will do,
+        and of a write that had no answer nobody could say what became of it.
+        """
+        try:
+            connection.request("GET", "/livez", headers=headers)
+            connection.getresponse().read(ANSWER_BYTES_MAX)
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._lost("GET", error) from None
+
     def _lost(self, method: str, error: Exception) -> OperatorError:
         what = str(error) or type(error).__name__
         if method == "GET":
-            return UnreachableError(f"{self.address} did not answer: {what}")
+            hint = "$LB_CERT names a client's certificate, if one is demanded"
+            return UnreachableError(
+                f"{self.address} did not answer: {what}", hint if self.secure else ""
+            )
         return UnknownOutcomeError(
             f"{self.address} was asked, and did not answer: {what}",
             "look with lb status, or repeat it: that is safe",
@@ -203,7 +226,7 @@ class Admin:
         if self.address.startswith("unix:"):
             return _UnixConnection(self.address.removeprefix("unix:"), seconds)
         if self.secure:
-            context = tls_context(self.own_cert)
+            context = tls_context(self.own_cert, self.ca or os.environ.get("LB_CA", ""))
             return http.client.HTTPSConnection(self.address, timeout=seconds, context=context)
         return http.client.HTTPConnection(self.address, timeout=seconds)
 
@@ -234,11 +257,11 @@ def _headers() -> dict[str, str]:
     }
 
 
-def tls_context(own_cert: str) -> ssl.SSLContext:
+def tls_context(own_cert: str, ca: str) -> ssl.SSLContext:
     """Return by whom an instance is believed over TLS, and what we show it."""
     try:
-        context = ssl.create_default_context(cafile=os.environ.get("LB_CA") or own_cert or None)
-        if own_cert and not os.environ.get("LB_CA"):
+        context = ssl.create_default_context(cafile=ca or own_cert or None)
+        if own_cert and not ca:
             # This very certificate, by whomever it was signed: its names say nothing more.
             context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             context.check_hostname = False
@@ -247,7 +270,7 @@ def tls_context(own_cert: str) -> ssl.SSLContext:
     except OSError as error:
         raise UnreachableError(
             f"a certificate cannot be read: {error.strerror or error}",
-            "see $LB_CA, $LB_CERT and $LB_KEY",
+            "see --ca, $LB_CA, $LB_CERT and $LB_KEY",
         ) from None
     return context
 
@@ -284,13 +307,14 @@ def find_admin(given: str | None, config: str | None) -> Admin:
     named = named_by_config(config) or Named(DEFAULT_ADMIN)
     if not named.cert:
         return admin_at(named.address)
-    return Admin(admin_address(named.address), secure=True, own_cert=named.cert)
+    address = admin_address(named.address)
+    return Admin(address, secure=True, own_cert=named.cert, ca=_given_ca())
 
 
 def admin_at(text: str) -> Admin:
     """Return the instance that an option or the environment names."""
     secure = text.startswith("https://")
-    return Admin(admin_address(text), secure=secure)
+    return Admin(admin_address(text), secure=secure, ca=_given_ca())
 
 
 def admin_address(text: str) -> str:
@@ -313,8 +337,24 @@ def admin_address(text: str) -> str:
     return f"{host or '127.0.0.1'}:{port}"
 
 
+def _keep_ca(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
+    ctx.meta[CA] = value or ""
+
+
+def _given_ca() -> str:
+    ctx = click.get_current_context(silent=True)
+    return "" if ctx is None else str(ctx.meta.get(CA, ""))
+
+
 def admin_options(command: Any) -> Any:
-    """Give a command `--admin` and `-c`, by which it finds its instance."""
+    """Give a command `--admin`, `--ca` and `-c`, by which it finds its instance."""
+    command = click.option(
+        "--ca",
+        metavar="FILE",
+        expose_value=False,
+        callback=_keep_ca,
+        help="Whose certificate over TLS to believe; else $LB_CA, or the system's authorities.",
+    )(command)
     command = click.option(
         "-c",
         "--config",

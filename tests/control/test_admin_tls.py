@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import trustme
+from click.testing import CliRunner, Result
 from guarded import FIRST, TOKENS, bearer, by_of, read_all, tokens, with_admin
 from office import PATIENCE, Answer, Office
 
+from lb.cli.tree import lb
 from lb.config.admin import AdminTls
 from lb.control import admin_door
 from lb.control.admin import AdminServer, ProbeServer
@@ -155,3 +157,56 @@ def test_the_admin_s_key_never_reaches_workers(tmp_path: Path) -> None:
         office.run(again.prepare(office.desk.config, lenient=True))
         again.follow(office.desk.config)
         assert again.admin_context(office.desk.config) is not None
+
+
+# --- The command line -------------------------------------------------------------------------
+
+
+def lb_says(office: TlsOffice, *words: str, **env: str) -> Result:
+    named = {"LB_ADMIN": f"https://127.0.0.1:{office.port}", **env}
+    return CliRunner().invoke(lb, words, env=named, prog_name="lb")
+
+
+@pytest.fixture
+def nothing_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests from finding an instance or a file of the person who runs them."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("ADMIN", "CONFIG", "TOKEN", "TOKEN_FILE", "CA", "CERT", "KEY"):
+        monkeypatch.delenv(f"LB_{name}", raising=False)
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_the_command_line_shows_its_token(tmp_path: Path) -> None:
+    with TlsOffice(tmp_path, put(tmp_path, CA.issue_cert("127.0.0.1"))) as office:
+        (tmp_path / "my.token").write_text(f"{TOKENS['read']}\n")
+        ca = ("--ca", "ca.pem")
+
+        assert lb_says(office, "status").exit_code == 4
+        assert lb_says(office, "status", *ca).exit_code == 4
+        assert lb_says(office, "status", *ca, LB_TOKEN=TOKENS["read"]).exit_code == 0
+        assert lb_says(office, "status", LB_CA="ca.pem", LB_TOKEN_FILE="my.token").exit_code == 0
+        waiting = lb_says(office, "status", "--wait", "ready", "60s", *ca)
+        drain = ("backend", "drain", "app", "127.0.0.1:9001", *ca)
+        refused = lb_says(office, *drain, LB_TOKEN=TOKENS["read"])
+
+        assert waiting.exit_code == 4
+        assert "this needs a token" in waiting.stderr
+        assert refused.exit_code == 4
+        assert "role read" in refused.stderr
+
+
+@pytest.mark.usefixtures("nothing_set")
+def test_the_command_line_shows_its_certificate(tmp_path: Path) -> None:
+    tls = put(tmp_path, CA.issue_cert("127.0.0.1"))
+    tls = tls.model_copy(update={"client_ca": str(tmp_path / "ca.pem")})
+    alice = CA.issue_cert("alice@example.org", common_name="alice")
+    alice.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "alice.pem"))
+    env = {"LB_TOKEN": TOKENS["write"], "LB_CA": "ca.pem"}
+    drain = ("backend", "drain", "app", "127.0.0.1:9001")
+    with TlsOffice(tmp_path, tls) as office:
+        for words in (("status",), drain):
+            nobody = lb_says(office, *words, **env)
+            assert nobody.exit_code == 4
+            assert "LB_CERT" in nobody.stderr
+        assert lb_says(office, *drain, **env, LB_CERT="alice.pem").exit_code == 0
+        assert by_of(office)["token"].startswith("write (CN=alice,")

@@ -118,7 +118,9 @@ def test_every_kind_of_write_has_its_words() -> None:
     for kind, start in starts.items():
         assert lines[kind].startswith(f"audit: app: {start}")
     assert lines["apply-file"].endswith("by file on a")
-    assert lines["expire-leases"].startswith("audit: nobody renewed: app c:1 is suspect, and kept; ")
+    assert lines["expire-leases"].startswith(
+        "audit: nobody renewed: app c:1 is suspect, and kept; "
+    )
     assert lines["expire-leases"].endswith("by lease")
     assert lines["move-member"].startswith("audit: c is at 10.0.0.4:9901 now; ")
     assert lines["restore"].startswith("audit: restored from a backup: app ")
