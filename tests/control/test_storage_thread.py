@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from lb.child import EXIT_DISK_FAILED
 from lb.control.recovery import recover
 from lb.control.storage import Storage, StorageFailedError
-from lb.control.storage_thread import EXIT_DISK_FAILED, GROUP_MAX, StorageThread, Synced
+from lb.control.storage_thread import GROUP_MAX, StorageThread, Synced
 from lb.raft.messages import HardState, Persist, SnapMeta, Snapshot
 from raft.fake_disk import FakeDisk
 from raft.log_kit import CONF, GROUP, PATH, SMALL, entry, fake_disk, new_log, read_back
