@@ -112,6 +112,7 @@ class Group:
         self._tasks: list[asyncio.Task[None]] = []
         self._security = Security.none()
         self._loop = asyncio.get_running_loop()
+        self.kept_at = self._loop.time()  # When what is kept was the newest, for all we know.
 
     # --- Beginning and end --------------------------------------------------------------------
 
@@ -123,6 +124,8 @@ class Group:
         may never have reached the disk. StartError: this data_dir can't be used at all.
         """
         self.kept = await asyncio.to_thread(self._last_good.read)
+        if (written := self._last_good.written_at) is not None:
+            self.kept_at -= max(0.0, self.wall() - written)
         self._show()
         self.seat = await asyncio.to_thread(self._take_seat)
         if self.seat is not None and self.seat.standing is Standing.MEMBER:

@@ -7,6 +7,7 @@ in `methods`, do there what the same call does here.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -43,7 +44,7 @@ class GroupDesk:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._loop = asyncio.get_running_loop()
-        self._current_at = self._loop.time()
+        self._current_at = -math.inf
 
     # --- How things stand ---------------------------------------------------------------------
 
@@ -113,9 +114,9 @@ class GroupDesk:
         if replica is not None and replica.leads:
             self._current_at = self._loop.time()
         elif replica is not None and self._group.leader != NOBODY:
-            heard = replica.heard_at.get(self._group.leader, 0.0)
+            heard = replica.heard_at.get(self._group.leader, -math.inf)
             self._current_at = max(self._current_at, heard)
-        return round(self._loop.time() - self._current_at, 3)
+        return round(self._loop.time() - max(self._current_at, self._group.kept_at), 3)
 
     def _members(self) -> tuple[MemberStanding, ...]:
         members = self._group.registry.members.values()

@@ -27,6 +27,7 @@ class LastGood:
     def __init__(self, data_dir: str | Path, disk: Disk | None = None) -> None:
         self._path = Path(data_dir) / LAST_GOOD_FILE
         self._disk = disk or Disk()
+        self.written_at: float | None = None  # Wall time of what was read.
         self._wanted: Registry | None = None
         self._written: tuple[str, int] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -43,6 +44,7 @@ class LastGood:
             if form != LAST_GOOD_FORMAT:
                 raise DamagedError(f"format {form} is not known here")
             registry = registry_from_plain(body)
+            self.written_at = self._path.stat().st_mtime
         except (OSError, DamagedError, KeyError, TypeError, ValueError, AttributeError) as error:
             log.warning("%s cannot be used: %s", self._path, error)
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -101,10 +102,12 @@ def test_a_damaged_log_leaves_traffic_alone_and_decides_nothing(tmp_path: Path) 
         data = bytearray(log.read_bytes())
         data[600] ^= 1
         log.write_bytes(data)
+        os.utime(tmp_path / "d" / "last-good.json", (900, 900))  # It is 1,000 now.
 
         async with alone(tmp_path / "d") as group:
             standing = GroupDesk(group).standing()
             assert standing.state == standing.role == "damaged"
+            assert 100 <= standing.age_s < 200  # Not since the start: since it was written.
             assert "wal-0000000001, byte " in standing.detail
             assert "wipe it" in standing.detail
             assert backends(group) == {"10.0.0.1:80", "10.0.0.2:80"}
