@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from lb import __version__
+from lb.control.admin_roles import Need, need_of
+from lb.control.admin_session import COOKIE
 from lb.control.desk import GroupState, Role
 from lb.control.problems import KINDS
 from lb.model import Health, State
@@ -25,7 +27,8 @@ def document() -> Json:
             "description": "Errors are RFC 9457 problems; `code` says which.",
         },
         "paths": paths,
-        "components": {"schemas": SCHEMAS},
+        "components": {"schemas": SCHEMAS, "securitySchemes": SECURITY_SCHEMES},
+        "security": [{name: []} for name in SECURITY_SCHEMES],
     }
 
 
@@ -47,6 +50,8 @@ def _operation(method: str, path: str, summary: str, details: Json) -> Json:
             "default": _answer("Problem", "application/problem+json"),
         },
     }
+    if need_of(method.upper(), path) is Need.NOTHING:
+        operation["security"] = []
     if "body" in details:
         operation["requestBody"] = {
             "required": details.get("body_required", False),
@@ -120,6 +125,10 @@ PARAMETERS: dict[str, Json] = {
 }
 READ = "consistent view"
 WRITE = "force note wait if_match key"
+SECURITY_SCHEMES: Json = {
+    "token": {"type": "http", "scheme": "bearer", "description": "Where `admin.tokens` are set."},
+    "session": {"type": "apiKey", "in": "cookie", "name": COOKIE},
+}
 UPSTREAM = "/v1/upstreams/{upstream}"
 BACKEND = UPSTREAM + "/backends/{backend}"
 MEMBER = "/v1/group/members/{name}"
