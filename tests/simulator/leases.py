@@ -109,7 +109,7 @@ class Leases:
     def __init__(self, world: World) -> None:
         self._world = world
         self._until: dict[str, int] = {}  # By key: before this it must not expire.
-        self._fell_at: dict[str, int] = {}  # By key: when it expired or became suspect, lately.
+        self._fell_at: dict[str, int] = {}  # By key: when it expired or became suspect.
         self._applied_to = 0
         rng = world.chance("tenants")
         self.tenants = [Tenant(number, world, rng) for number in range(1, world.plan.tenants + 1)]
@@ -137,6 +137,8 @@ class Leases:
         if index <= self._applied_to:
             return
         self._applied_to = index
+        if isinstance(command, RenewLease | PutBackend) and reply.refusal is None:
+            self._fell_at.pop(command.key, None)
         if not isinstance(command, ExpireLeases):
             return
         seen = self._world.tally.seen

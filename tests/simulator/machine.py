@@ -153,8 +153,8 @@ class Machine:
         return self.values.get(key, initial(key)), self.revision
 
     def save(self) -> bytes:
-        """Write the whole state down."""
-        return orjson.dumps(
+        """Write the whole state down; packed, or it would be many pieces in every run."""
+        plain = orjson.dumps(
             {
                 "values": self.values,
                 "revision": self.revision,
@@ -167,11 +167,12 @@ class Machine:
                 "mark": self.mark,
             }
         )
+        return zlib.compress(plain, level=1)
 
     @classmethod
     def load(cls, data: bytes) -> Machine:
         """Read what `save` wrote."""
-        plain = orjson.loads(data)
+        plain = orjson.loads(zlib.decompress(data))
         return cls(
             values={key: _value(value) for key, value in plain["values"].items()},
             revision=plain["revision"],

@@ -143,9 +143,10 @@ class World:
 
     def may_lose(self, target: Member) -> bool:
         """Whether the group can afford to lose a disk for good: it replaces one before the next."""
-        gone = self.gone()
+        # One that is about to be removed is as good as lost: two at once may be a quorum.
+        going = self.gone() | {member.number for member in self.members if member.leaving}
         confs = [member.shadow.log.last.conf for member in self.members]
-        if any(gone & (conf.voters | conf.learners) for conf in confs):
+        if any(going & (conf.voters | conf.learners) for conf in confs):
             return False
         return all(
             target.number not in conf.voters or len(conf.voters) >= 3
