@@ -12,6 +12,7 @@ from lb.config.schema import Config
 from lb.config.secrets import MARKED, unmarked
 from lb.config.section import needs_restart
 
+TOKENS = "admin.tokens"
 WRITTEN_MAX = 200  # Characters of a value that a line of changes repeats.
 
 
@@ -76,7 +77,9 @@ def _values(path: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
     """Yield path and words of each difference; tables are looked into where both sides have one."""
     if old == new:
         return
-    if isinstance(old, dict) and isinstance(new, dict):
+    if path == TOKENS:
+        yield from _tokens(old, new)
+    elif isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _values(f"{path}.{key}", old.get(key), new.get(key))
     elif old is None:
@@ -85,6 +88,19 @@ def _values(path: str, old: Any, new: Any) -> Iterator[tuple[str, str]]:
         yield path, f"{path} no longer set"
     else:
         yield path, f"{path} {_written(old)} -> {_written(new)}"
+
+
+def _tokens(old: Any, new: Any) -> Iterator[tuple[str, str]]:
+    before, after = ({each["name"]: each for each in several} for several in (old, new))
+    for name in [*before, *(name for name in after if name not in before)]:
+        if name not in after:
+            yield TOKENS, f"{TOKENS} - {name}"
+        elif name not in before:
+            yield TOKENS, f"{TOKENS} + {name}"
+        else:
+            for path, words in _values(f"{TOKENS} {name}", before[name], after[name]):
+                is_secret = path.endswith(".token")
+                yield TOKENS, f"{TOKENS} {name}: another token" if is_secret else words
 
 
 def _backends(path: str, old: Any, new: Any) -> Iterator[tuple[str, str | None]]:

@@ -199,8 +199,24 @@ def test_tokens_change_at_a_reload_and_tls_at_a_restart(folder: Folder) -> None:
     changes = diff(old, new)
     kept = keep_restart_keys(old, new)
 
-    assert [each.partition(" ")[0] for each in changes.changed] == ["admin.tokens"]
+    assert changes.changed == ["admin.tokens ops: another token"]
     assert [each.partition(" ")[0] for each in changes.needs_restart] == ["admin.tls"]
     assert (kept.admin.tls, kept.admin.tokens) == (None, new.admin.tokens)
     assert TOKEN not in str(changes)
     assert "sha256" not in str(changes)
+
+
+def test_tokens_that_come_and_go_are_named(folder: Folder) -> None:
+    def tokens(*roles: str) -> Config:
+        listed = ", ".join(
+            f'{{ name = "t{index}", token = "{TOKEN}{index}", role = "{role}" }}'
+            for index, role in enumerate(roles)
+        )
+        return folder.load(f"{SMALLEST}[admin]\ntokens = [{listed}]\n").config
+
+    assert diff(tokens("read"), tokens("read", "admin")).changed == ["admin.tokens + t1"]
+    assert diff(tokens("read", "admin"), tokens("read")).changed == ["admin.tokens - t1"]
+    assert diff(tokens("read"), tokens("write")).changed == [
+        'admin.tokens t0.role "read" -> "write"'
+    ]
+    assert diff(tokens("read"), tokens("read")).changed == []
