@@ -12,7 +12,6 @@ import hashlib
 import logging
 import random
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -26,10 +25,11 @@ from lb.child import Post
 from lb.config.load import Loaded
 from lb.config.parse import parse_in_child
 from lb.config.schema import Config
-from lb.control import audit, certificates
+from lb.control import certificates
 from lb.control.admin import AdminServer, ProbeServer
 from lb.control.admin_guard import wall_time
 from lb.control.admin_views import Views
+from lb.control.audit import asker, write_down
 from lb.control.certificates import CertificateStore
 from lb.control.data_dir import DataDirLock, lock_data_dir, settle_name
 from lb.control.desk import Check, Standing, WorkerStanding
@@ -215,7 +215,7 @@ class Controller:
         parse = functools.partial(parse_in_child, self._path)
         self._watcher = Watcher(parse, self._disk_changed)
         self._group.subscribe(self._registry_changed)
-        self._group.subscribe_applied(audit.write_down)
+        self._group.subscribe_applied(write_down)
         self._closers += [asker.close, self._prober.close, self._resolver.close]
         hands = Hands(
             parse=self._parse_and_prepare,
@@ -239,10 +239,7 @@ class Controller:
         return loaded
 
     async def _open_admin(self, socks: list[socket.socket]) -> None:
-        def tls() -> ssl.SSLContext | None:
-            return self._certificates.admin_context(self.config)
-
-        admin = AdminServer(self, tls)
+        admin = AdminServer(self, lambda: self._certificates.admin_context(self.config))
         self._group.subscribe_applied(admin.events.take)
         servers: list[AdminServer | ProbeServer] = [admin]
         servers += [ProbeServer(self)] if len(socks) > 1 else []
@@ -550,13 +547,13 @@ class Controller:
         except AccordError as error:
             self._reloads["failed"] += 1
             self._error = error.message
-            log.warning("a reload changed nothing (asked by %s): %s", by.source, error.brief)
+            log.warning("a reload changed nothing (asked by %s): %s", asker(by), error.brief)
             raise
         self._reloads["ok"] += 1
         self._error = None
         log.info(
             "reloaded (asked by %s): generation %d, edition %d: %s",
-            *(by.source, reply["generation"], reply["edition"], in_one_line(reply["changed"])),
+            *(asker(by), reply["generation"], reply["edition"], in_one_line(reply["changed"])),
         )
         for key in reply["needs_restart"]:
             log.warning("%s: takes effect at the next restart", key)

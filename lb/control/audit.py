@@ -89,6 +89,11 @@ def line_of(applied: Applied) -> str:
     return (what if len(what) <= room else f"{what[: room - 3]}...") + tail
 
 
+def asker(by: By) -> str:
+    """Say who asked for what is no write, and which way: `ops, by api`, or the way alone."""
+    return f"{by.token}, by {by.source}" if by.token else by.source
+
+
 def _whom(by: By) -> str:
     who = by.token or ("this machine's operator" if by.source == "api" else by.source)
     note = f": {by.note[:NOTE_MAX]}" if by.note else ""
