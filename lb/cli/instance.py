@@ -245,6 +245,7 @@ def _print_status(plain: dict[str, Any], upstreams: list[dict[str, Any]]) -> Non
 def _print_upstream(upstream: dict[str, Any]) -> None:
     backends = upstream["backends"]
     usable = [b for b in backends if b["state"] == "active" and b["health"] != "unhealthy"]
+    usable = [b for b in usable if not b.get("ejected") and b.get("forced") != "down"]
     line = f"upstream   {upstream['name']}: {len(usable)} of {len(backends)} backends usable"
     click.echo(line + (", in panic: health is ignored" if upstream["panic"] else ""))
     bad = [backend for backend in backends if backend not in usable]
@@ -253,6 +254,7 @@ def _print_upstream(upstream: dict[str, Any]) -> None:
         reason = f": {check['reason']}" if check.get("reason") and not check.get("ok") else ""
         shown = backend["name"] or backend["address"]
         state, health = colour(backend["state"]), colour(backend["health"])
-        click.echo(f"  {shown}  {state}, {health}{reason}")
+        out = ", ejected" if backend.get("ejected") else ""
+        click.echo(f"  {shown}  {state}, {health}{out}{reason}")
     if len(bad) > BACKENDS_NAMED_MAX:
         click.echo(f"  and {len(bad) - BACKENDS_NAMED_MAX} more")

@@ -390,6 +390,13 @@ def _said(words: dict[str, Any]) -> dict[str, Any]:
     return said | ({"labels": dict(words["labels"])} if words["labels"] else {})
 
 
+def how_it_is(each: dict[str, Any]) -> str:
+    """Say in words whether a backend is well, and what goes before that."""
+    if each.get("forced"):
+        return f"forced {each['forced']}"
+    return "ejected" if each.get("ejected") else str(each["health"])
+
+
 def _row(each: dict[str, Any]) -> tuple[str, ...]:
     latency = each["latency_ms"]
     return (
@@ -397,7 +404,7 @@ def _row(each: dict[str, Any]) -> tuple[str, ...]:
         each["address"],
         f"{each['weight']}{' backup' if each['backup'] else ''}",
         each["state"],
-        each["health"],
+        how_it_is(each),
         str(each["in_flight"]),
         str(each["requests"]),
         str(each["errors"]),

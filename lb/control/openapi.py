@@ -355,6 +355,7 @@ SCHEMAS: dict[str, Json] = {
             revision=COUNT,
             health=HEALTH,
             ejected=FLAG,
+            forced={"enum": ["up", "down", None]},
             last_check={"type": ["object", "null"]},
             in_flight={"type": "integer"},
             requests=COUNT,
