@@ -94,7 +94,10 @@ def explain(question: Question, serving: Serving) -> dict[str, Any]:
         {"name": reason.route, "matches": reason.matches, "why": reason.why}
         for reason in router.explain(*asked)
     ]
-    match = router.route(*asked)
+    try:
+        match = router.route(*asked)
+    except ClientError as error:
+        return plain | {"answer": "refuse", "status": error.status, "because": error.message}
     plain |= _outcome(match, listener)
     upstream = match.upstream
     if match.route is not None and match.route.split:

@@ -99,6 +99,7 @@ def test_explain_names_the_route_and_who_may_be_chosen(office: Office) -> None:
         ({"url": "/posts"}, "refuse", 405, None),
         ({"url": "/posts", "method": "POST"}, "forward", None, "posts"),
         ({"url": "/../x"}, "refuse", 400, None),
+        ({"url": "/images%2Fa.png"}, "refuse", 400, None),
     ],
 )
 def test_explain_tells_each_way_a_request_may_end(
