@@ -223,9 +223,19 @@ class GroupDesk:
         return {"revision": group.registry.revision, "member": name, "state": "joining"}
 
     async def remove_member(self, name: str, by: By, *, force: bool) -> Plain:
-        """Take a member out."""
+        """Take a member out; one that leads hands over first, as nobody can tell its own end."""
         params = {"name": name, "force": force, "by": by.to_plain()}
-        return await self._by_leader("remove", params)
+        if self.standing().leader == name and len(self._group.registry.members) > 1:
+            await self._by_leader("transfer", {"to": None, "by": by.to_plain()})
+            # Both of us have to know of the new leader.
+            await self._group.until(lambda: self.standing().leader not in ("", name), 1.0)
+        try:
+            return await self._by_leader("remove", params)
+        except UnknownOutcome:
+            gone = self._group
+            if name == gone.name and await gone.until(lambda: gone.trouble is not None, 1.0):
+                return {"revision": gone.registry.revision}  # That was us: we were cut off by it.
+            raise
 
     async def transfer(self, to: str | None, by: By) -> Plain:
         """Hand leadership over."""
@@ -318,6 +328,8 @@ class GroupDesk:
 
     async def _remove(self, params: Plain) -> Plain:
         replica, duties = self._leading()
+        # One that has just taken over changes nobody before its first entry is decided.
+        await self._group.until(lambda: replica.up_to_date, ELECTION_SECONDS)
         await duties.remove(params["name"], By.from_plain(params["by"]), force=params["force"])
         return {"revision": replica.registry.revision}
 

@@ -79,6 +79,13 @@ def test_the_leader_is_removed(three: Group) -> None:
     until(lambda: all(leader.name not in names(each) for each in left), "it is out")
 
 
+def test_the_leader_takes_itself_out(three: Group) -> None:
+    leader = three.leader()
+    removed = leader.admin(f"/v1/group/members/{leader.name}", "DELETE")
+    assert removed.status == 200, removed.text + leader.log()
+    until(lambda: leader.standing()["state"] == "removed", lambda: f"it knows\n{leader.log()}")
+
+
 def test_a_member_is_replaced(three: Group, plain: str) -> None:
     """As a box is: removed while it is down, wiped, and started again under its name."""
     old = three.followers()[0]
