@@ -63,7 +63,8 @@ function draw(status, upstreams) {
   else if (status.ready) mark("good", "ready");
   else mark("bad", `not ready: ${status.unready}`);
   facts("facts", {
-    group: `${status.group.role}, leader ${status.group.leader || "none"}`,
+    group: status.group.role === "leader" ? "leads"
+      : `${status.group.role}, leader ${status.group.leader || "none"}`,
     config: `generation ${status.config.generation}`,
     up: span(status.uptime_s),
     version: status.version,
