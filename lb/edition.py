@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -145,6 +145,13 @@ def backends_of(
         BackendRow(b.key, b.address, b.weight, State.ACTIVE.value, b.backup, 0)
         for b in upstream.backends or ()
     ]
+
+
+def addresses_of(upstream: schema.Upstream, entry: UpstreamEntry | None) -> Iterator[str]:
+    """The addresses of those alone: asked after every write, of thousands."""
+    if entry is not None:
+        return (backend.address for backend in entry.backends.values())
+    return (backend.address for backend in upstream.backends or ())
 
 
 # The controller's end: composing

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from lb.config.schema import Config
 from lb.control.names import Found, LookupFailedError, NoSuchNameError, in_brackets
-from lb.edition import SRV, Resolved, backends_of, is_name
+from lb.edition import SRV, Resolved, addresses_of, is_name
 from lb.errors import OperatorError
 from lb.model import HTTPS
 from lb.registry import Registry
@@ -38,12 +38,10 @@ Lookup = Callable[[str], Awaitable[Found]]  # A host's name, or `srv://` and a s
 
 def names_of(config: Config, registry: Registry) -> set[str]:
     """The addresses of backends that must be resolved."""
-    return {
-        row.address
-        for name, upstream in config.upstream.items()
-        for row in backends_of(name, upstream, registry.upstreams.get(name))
-        if is_name(row.address)
-    }
+    found: set[str] = set()
+    for name, upstream in config.upstream.items():
+        found.update(filter(is_name, addresses_of(upstream, registry.upstreams.get(name))))
+    return found
 
 
 class Resolver:
