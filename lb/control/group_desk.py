@@ -85,7 +85,9 @@ class GroupDesk:
         if group.replica is None:
             return "forming", group.founding.waiting.why
         if not self._quorum():
-            return "no-quorum", "there is no leader: a quorum of voters is not reachable from here"
+            why = [error.message for error in group.peers.refusals.values()] if group.peers else []
+            told = group.stranger or "; ".join(sorted(set(why)))
+            return "no-quorum", f"there is no leader that could be reached{told and f': {told}'}"
         return "ok", group.stranger
 
     def _role(self) -> RoleWord:
