@@ -343,21 +343,30 @@ def test_a_head_that_does_not_come_is_not_waited_for(
         assert client.recv(1024) == b""
 
 
-def test_a_head_in_pieces_and_a_slow_answer_are_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(admin_door, "HEAD_SECONDS_MAX", 0.2)
+PATCH_HEAD = (
+    f"PATCH {FIRST} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    "Content-Length: 12\r\n\r\n"
+).encode()
+
+
+def test_a_head_in_pieces_is_waited_for(office: Office) -> None:
+    with closing(create_connection(("127.0.0.1", office.port), PATIENCE)) as client:
+        for octet in PATCH_HEAD:
+            client.sendall(bytes((octet,)))
+        client.sendall(b'{"weight":2}')
+        assert client.recv(1024).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_body_has_a_bound_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its head was cut: the bound of heads holds no longer once the head is there."""
+    monkeypatch.setattr(admin_door, "HEAD_SECONDS_MAX", 1.0)
     with (
         office_in(tmp_path) as office,
         closing(create_connection(("127.0.0.1", office.port), PATIENCE)) as client,
     ):
-        head = b"PATCH %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % (
-            FIRST.encode()
-        )
-        for octet in head + b"Content-Length: 12\r\n\r":
-            client.sendall(bytes((octet,)))
-        client.sendall(b"\n")
-        client.settimeout(0.5)  # Longer than a head may take: the body has a bound of its own.
+        client.sendall(PATCH_HEAD[:-1])
+        client.sendall(PATCH_HEAD[-1:])
+        client.settimeout(1.2)
         with pytest.raises(TimeoutError):
             client.recv(1024)
         client.settimeout(PATIENCE)
