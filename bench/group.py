@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import shutil
 import statistics
 import sys
 import tempfile
@@ -36,12 +37,12 @@ CONNECTIONS = 64
 WARM_UP_WRITES = 300
 ROUTED_CHANGES = 300
 BACKENDS = 10_000
-ADDING_CONNECTIONS = 16
 OFFERS_BEFORE = 20
 OFFER_EVERY = 0.01  # Seconds between the writes that look for the end of a gap.
 GAP_SECONDS_MAX = 20.0
 BEHIND_WRITES = 12_000  # More than a log keeps for those who are behind.
 PROBE_EVERY = 0.001
+REJOIN_SECONDS_MAX = 60.0  # Its old id must be silent for ten elections' time.
 
 NUMBERS = count(1)
 
@@ -350,52 +351,83 @@ async def large(trio: Trio, table: Table, options: argparse.Namespace) -> None:
     other = next(member for member in trio.members if member not in (leader, away))
     quiet = await Probe(trio.doors[other]).during(asyncio.sleep(5.0))
     table.note(trio, "slowest answer at rest (noise of the client)", quiet, "ms")
-    stall = await Probe(trio.doors[other]).during(add_backends(trio, leader))
-    table.note(trio, f"slowest answer while {BACKENDS:,} are added", stall, "ms", aim=5)
-    one = await Probe(trio.doors[other]).during(several(trio, leader, 50))
-    table.note(trio, f"slowest answer at writes beside {BACKENDS:,}", one, "ms", aim=5)
-    trio.kill(away)
+    took = time.monotonic()
+    stall = await Probe(trio.doors[other]).during(asyncio.to_thread(add_backends, trio, leader))
+    table.note(trio, f"{BACKENDS:,} added by one reload", time.monotonic() - took, "s")
+    table.note(trio, "slowest answer elsewhere meanwhile", stall, "ms", aim=5)
+    for what, upstream in (("beside", "app"), ("among", "big")):
+        work = several(trio, leader, 100, upstream=upstream)
+        stall = await Probe(trio.doors[other]).during(work)
+        table.note(trio, f"slowest answer at writes {what} {BACKENDS:,}", stall, "ms", aim=5)
+    # A box whose log is gone: it serves what it last knew, and is sent all by a snapshot.
     await several(trio, leader, BEHIND_WRITES, CONNECTIONS)
+    trio.kill(away)
+    shutil.rmtree(trio.folder / away / "raft")
     trio.start(away)
-    trio.wait(lambda: trio.ask(away, "/v1/status"), "the admin API answers")
-    goal, at = trio.revision(leader), time.monotonic()
-    probe = Probe(trio.doors[away])
-    stall = await probe.during(asyncio.to_thread(catch_up, trio, away, goal))
-    table.note(trio, "snapshot: from answering to caught up", time.monotonic() - at, "s", aim=3)
-    table.note(trio, "slowest answer while it catches up", stall, "ms", aim=5)
+    trio.wait(partial(is_serving, trio, away), f"{away} serves")
+    probe, seconds = Probe(trio.doors[away]), [0.0]
+
+    def follow() -> None:
+        trio.wait(partial(has_joined, trio, away), f"{away} has joined", REJOIN_SECONDS_MAX)
+        began = time.monotonic()
+        catch_up(trio, away, trio.revision(leader))
+        seconds[0] = time.monotonic() - began
+
+    stall = await probe.during(asyncio.to_thread(follow))
+    table.note(trio, "snapshot: from joining to routed", seconds[0], "s", aim=3)
+    table.note(trio, "slowest answer there, joining", stall, "ms", aim=5)
+
+
+def is_serving(trio: Accord, member: str) -> bool:
+    """Whether an instance is ready for traffic."""
+    return bool(trio.ask(member, "/v1/status")["ready"])
+
+
+def has_joined(trio: Accord, member: str) -> bool:
+    """Whether an instance is in the group, as far as it knows."""
+    return bool(trio.ask(member, "/v1/status")["group"]["state"] != "forming")
 
 
 def catch_up(trio: Accord, member: str, goal: int) -> None:
     """Wait until an instance knows all."""
-    trio.wait(lambda: trio.revision(member) >= goal, f"{member} caught up")
+    trio.wait(partial(routes_by, trio, member, goal), f"{member} routes by all of it")
 
 
-async def add_backends(trio: Accord, leader: str) -> None:
-    """Add many backends, over several connections."""
-    left = iter(range(BACKENDS))
-
-    async def work() -> None:
-        connection = await Connection.open(trio.ports[leader])
-        for number in left:
-            path = f"/v1/upstreams/big/backends/10.8.{number // 250}.{number % 250 + 1}:80"
-            status, body = await connection.ask(request("PUT", path, b'{"weight":1}'), 60.0)
-            if status not in (200, 201):
-                raise BenchError(f"accord answered {status}: {body[:300]!r}")
-        connection.close()
-
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(ADDING_CONNECTIONS):
-            tasks.create_task(work())
+def add_backends(trio: Accord, leader: str) -> None:
+    """Add many backends by the file of one instance: that is one command."""
+    path = trio.folder / f"{leader}.toml"
+    listed = ", ".join(f'"10.8.{n // 250}.{n % 250 + 1}:80"' for n in range(BACKENDS))
+    before, _, _ = path.read_text().partition("[upstream.big]")
+    path.write_text(f'{before}[upstream.big]\nbackends = ["127.0.0.1:9", {listed}]\n')
+    trio.ask(leader, "/v1/config/reload", {})
+    goal = trio.revision(leader)
+    for member in trio.members:
+        trio.wait(partial(routes_by, trio, member, goal), f"{member} routes by them")
 
 
-async def several(trio: Accord, member: str, writes: int, connections: int = 1) -> None:
+def routes_by(trio: Accord, member: str, revision: int) -> bool:
+    """Whether all workers of an instance route by a revision."""
+    return trio.routed(member) >= revision
+
+
+async def several(
+    trio: Accord, member: str, writes: int, connections: int = 1, upstream: str = "app"
+) -> None:
     """Write so many times."""
     left = iter(range(writes))
 
     async def work() -> None:
         connection = await Connection.open(trio.ports[member])
-        for _ in left:
-            await write(connection, trio)
+        for number in left:
+            asked = trio.write(next(NUMBERS))
+            if upstream == "big":
+                body = b'{"weight":%d}' % (number % 100 + 2)
+                asked = request(
+                    "PUT", f"/v1/upstreams/big/backends/10.8.0.{number % 250 + 1}:80", body
+                )
+            status, said = await connection.ask(asked)
+            if status not in (200, 201):
+                raise BenchError(f"{trio.name} answered {status}: {said[:300]!r}")
         connection.close()
 
     async with asyncio.TaskGroup() as tasks:

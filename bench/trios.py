@@ -219,6 +219,12 @@ backends = ["127.0.0.1:9"]
         """Return the newest revision that an instance knows of."""
         return int(self.ask(member, "/v1/status")["group"]["revision"])
 
+    def routed(self, member: str) -> int:
+        """Return the newest revision that all workers of an instance route by."""
+        url = f"http://127.0.0.1:{self.ports[member]}/v1/upstreams/app"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return int(answer.headers["X-Revision"])
+
 
 class Etcd(Trio):
     """Three of etcd's, asked through the JSON gateway."""
