@@ -44,6 +44,9 @@ class Waiter(Protocol):
         ...
 
 
+_UNTOLD: Final = Upstream("")  # what a pool has for a policy until it is told one
+
+
 class Connecting:
     """A connection being made. Its waiter may lose interest: then it is pooled."""
 
@@ -121,7 +124,7 @@ class Pool:
         self._session: ssl.SSLSession | None = None  # by that context and name
         self._told = ""
         self._tell_again = 0.0
-        self.configure(Upstream(""))
+        self.configure(_UNTOLD)
 
     def configure(self, policy: Upstream) -> None:
         """Take on an upstream's timeouts and bounds; also puts a closed pool back to use."""

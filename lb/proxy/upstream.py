@@ -31,10 +31,16 @@ from lb.retry import RetryBudget
 QUEUE_MAX: Final = 100_000  # requests that wait, whatever the file says
 WARM_EVERY_S: Final = 1.0  # weights of who has just come are looked at so often
 SAID_EVERY_S: Final = 0.5  # the same thing of the same endpoint
+COUNTED_AT_ONCE: Final = 25  # new endpoints whose series are made in one turn of the loop
 
 
 class LiveEndpoint:
-    """An endpoint with its pool, its running exchanges, and its counters' places."""
+    """
+    An endpoint with its pool, its running exchanges, and its counters' places.
+
+    Those take longer to find than all else of an endpoint, and a thousand may come at once: see
+    to it by `begin_to_count` before it works on a request.
+    """
 
     __slots__ = (
         "_gauges",
@@ -63,7 +69,11 @@ class LiveEndpoint:
         "weight",
     )
 
-    def __init__(self, upstream: str, endpoint: Endpoint, pool: Pool, meters: Meters) -> None:
+    classes: Slots[int]
+    errors: Slots[str]
+    retries: Slots[str]
+
+    def __init__(self, endpoint: Endpoint, pool: Pool) -> None:
         self.key = endpoint.key
         self.address = endpoint.address
         self.pool = pool
@@ -77,15 +87,21 @@ class LiveEndpoint:
         self.ejection: Ejection | None = None
         self.trying = False  # a request is on its way that decides whether it comes back
         self.quiet_until = 0.0  # what is to be said of it has been said
+        self.seconds = -1  # until it counts
         self.adopt(endpoint)
-        labels = {"upstream": upstream, "backend": endpoint.key}
+
+    def begin_to_count(self, upstream: str, meters: Meters) -> None:
+        """Have its series made, if it has none yet."""
+        if self.seconds >= 0:
+            return
+        labels = {"upstream": upstream, "backend": self.key}
         total = "lb_backend_requests_total"
-        self.classes: Slots[int] = Slots(lambda n: meters.counter(total, **labels, code=f"{n}xx"))
+        self.classes = Slots(lambda n: meters.counter(total, **labels, code=f"{n}xx"))
         self.seconds = meters.histogram("lb_backend_seconds", **labels)
-        self.errors: Slots[str] = Slots(
+        self.errors = Slots(
             lambda kind: meters.counter("lb_backend_errors_total", **labels, kind=kind)
         )
-        self.retries: Slots[str] = Slots(
+        self.retries = Slots(
             lambda reason: meters.counter("lb_retries_total", **labels, reason=reason)
         )
         self._gauges = (
@@ -107,6 +123,8 @@ class LiveEndpoint:
 
     def show(self) -> None:
         """Write the gauges: at each tick, not at each request."""
+        if self.seconds < 0:
+            return
         active, idle, busy = self._gauges
         self._view[active] = self.in_flight
         self._view[idle] = self.pool.idle_count
@@ -187,6 +205,7 @@ class LiveUpstream:
         self._meters = meters
         self._rng = rng
         self._endpoints: dict[tuple[str, str], LiveEndpoint] = {}
+        self._uncounted: deque[LiveEndpoint] = deque()  # at most those that there are
         self._leaving: set[LiveEndpoint] = set()
         self._queue_length = meters.gauge("lb_queue_length", upstream=name)
         self._panic = meters.gauge("lb_upstream_panic", upstream=name)
@@ -230,6 +249,7 @@ class LiveUpstream:
         for gone in before.values():
             gone.leave(now, policy.drain)
             self._leaving.add(gone)
+        self._count_some()
         self._take_ejections(self.ejections if ejections is None else ejections)
         self._balance(now)
         self._begun = True
@@ -299,6 +319,8 @@ class LiveUpstream:
     def take(self, endpoint: LiveEndpoint) -> None:
         """Count a request that begins on an endpoint."""
         endpoint.in_flight += 1
+        if endpoint.seconds < 0:
+            endpoint.begin_to_count(self.name, self._meters)
         if self._limit and endpoint.in_flight >= self._limit:
             self._full.add(endpoint)
         if self.balancer.counts:
@@ -365,6 +387,7 @@ class LiveUpstream:
         while self._queue and self._queue[0].exchange is None:
             self._deadlines.forget(self._queue.popleft())
         self._meters.view[self._queue_length] = len(self._queue)
+        self._count_some()
         overdue, asked = [], []
         for live in self._endpoints.values():
             live.show()
@@ -385,6 +408,11 @@ class LiveUpstream:
         return overdue, asked
 
     # Within.
+
+    def _count_some(self) -> None:
+        """Make some of the series that are due: the rest at later ticks, or at a first request."""
+        for _ in range(min(COUNTED_AT_ONCE, len(self._uncounted))):
+            self._uncounted.popleft().begin_to_count(self.name, self._meters)
 
     def _balance(self, now: float) -> None:
         """Give out who is eligible now, by weights as they are now."""
@@ -475,8 +503,9 @@ class LiveUpstream:
                 live.cold = True
         if live is None:
             pool = Pool(endpoint.address, self._loop, self._deadlines, self._rng)
-            live = LiveEndpoint(self.name, endpoint, pool, self._meters)
+            live = LiveEndpoint(endpoint, pool)
             live.cold = self._begun
+            self._uncounted.append(live)
             return live
         live.adopt(endpoint)
         return live
