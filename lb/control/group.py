@@ -59,6 +59,7 @@ ASK_EVERY = 0.5
 JOIN_SECONDS_MAX = 15.0  # Two changes of members may be decided meanwhile.
 LEAD_SECONDS_MAX = 3.0  # For an instance alone to lead itself, at a start.
 NEWS_EVERY = 2.0  # Seconds between two rounds of asking members how they are.
+NEWS_SOON = 0.2  # The same while somebody has just joined.
 TRANSFER_SECONDS_MAX = 1.0
 REMOVED = "removed:"  # How a refusal begins that is final.
 REVISION_LEAP = 1_000_000  # After a disaster: no revision is ever given twice.
@@ -455,13 +456,24 @@ class Group:
 
     async def _gather_news(self) -> None:
         """Ask each other member how it is, now and then."""
+        asked_at = float("-inf")
         while True:
-            await asyncio.sleep(NEWS_EVERY)
+            await asyncio.sleep(NEWS_SOON)
+            if self._loop.time() < asked_at + NEWS_EVERY and not self._awaits_wishes():
+                continue
+            asked_at = self._loop.time()
             self.news = dict(await self.ask_all("standing", {}, NEWS_EVERY))
             self._heed_refusals()
             self._compare_states()
             await self._tell_address()
             await self._look_for_strangers()
+
+    def _awaits_wishes(self) -> bool:
+        """Whether somebody has joined of whom we, as the leader, do not know if it would vote."""
+        if self.replica is None or not self.replica.leads:
+            return False
+        learners = [each for each in self._shown.members.values() if not each.voter]
+        return any("voter" not in self.news.get(each.name, {}) for each in learners)
 
     def _compare_states(self) -> None:
         """Stop applying if the leader, by the same commands, has come to another registry."""
