@@ -164,17 +164,17 @@ def _start(words: list[str], fd: int) -> subprocess.Popen[bytes]:
             [sys.executable, "-m", *words],
             pass_fds=[fd],
             stdin=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment(),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return ours, and where the package is: `-m` would look into the working folder first."""
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    words = {**os.environ, "PYTHONSAFEPATH": "1"}
     root = str(Path(__file__).parent.parent)
     if root not in (*site.getsitepackages(), site.getusersitepackages()):
-        rest = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = f"{root}{os.pathsep}{rest}" if rest else root
-    return environment
+        rest = words.get("PYTHONPATH")
+        words["PYTHONPATH"] = f"{root}{os.pathsep}{rest}" if rest else root
+    return words

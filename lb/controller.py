@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import logging
 import random
 import socket
@@ -38,6 +37,7 @@ from lb.control.forced import Forced, Overrides
 from lb.control.group import Group
 from lb.control.group_desk import GroupDesk
 from lb.control.in_force import PART, InForce
+from lb.control.kept import kept_edition, via_of
 from lb.control.names import NameServers
 from lb.control.outliers import Outliers
 from lb.control.peers import Claim, Plain
@@ -48,7 +48,7 @@ from lb.control.reloader import Hands, Reloader, addresses_of, in_one_line
 from lb.control.resolver import Resolver, names_of
 from lb.control.supervising import Supervising
 from lb.control.watcher import CHANGED, Watcher
-from lb.edition import Composer, Edition, FormatError, Resolved, Sources, unpack
+from lb.edition import Composer, Edition, Resolved, Sources
 from lb.errors import AccordError
 from lb.link import Frame, Message, Stream
 from lb.metrics import Reading
@@ -118,9 +118,10 @@ class Controller:
     async def _begin(self, welcome: Message, fds: list[int]) -> None:
         self._pid, self._started = welcome["pid"], welcome["started"]
         self._stopping = welcome["stopping"]
+        self._supervising.failed_upgrade = welcome["upgrade"]
         if welcome["ended"]:
             log.warning("the controller before this one %s", welcome["ended"])
-        kept = _kept_edition(fds)
+        kept = kept_edition(fds)
         self._in_force = await self._config_to_start_with(kept)
         config = self._in_force.loaded.config
         await self._open_data_dir(config, welcome["disk_failed"])
@@ -147,6 +148,7 @@ class Controller:
             self._told(message, descriptors)
         await self._open_admin(socks[: len(own)])
         await self._meet_group(socks[-1] if listen else None)
+        self._supervising.up()
 
     async def _propose_file(self) -> None:
         await self._reloader.start()
@@ -286,6 +288,7 @@ class Controller:
             "metrics": self._supervising.take_metrics,
             "link": self._take_link,
             "reload": self._take_reload,
+            "upgraded": self._supervising.upgraded,
             "unready": self._take_unready,
             "reopen": self._take_reopen,
             "stop": self._take_stop,
@@ -474,6 +477,7 @@ class Controller:
             workers=self._standings(),
             stopping=self._stopping,
             certificates=self._certificates.standing(),
+            upgrade=self._supervising.failed_upgrade,
         )
 
     def checks(self, upstream: str) -> Mapping[str, Check]:
@@ -567,23 +571,9 @@ class Controller:
         """Pass a graceful stop to the supervisor."""
         self._supervising.stop(drain)
 
-
-def _kept_edition(fds: list[int]) -> Edition | None:
-    """Read the edition that the supervisor kept, if it did."""
-    if not fds:
-        return None
-    try:
-        return unpack(link.unseal(fds[0]))
-    except FormatError as error:
-        log.warning("the edition in force cannot be read, so the file is: %s", error)
-        return None
-    finally:
-        link.close_all(fds)
-
-
-def via_of(group: str, name: str) -> str:
-    """Return our pseudonym in Via: nobody learns a host's name from it."""
-    return f"lb-{hashlib.sha256((group + name).encode()).hexdigest()[:8]}"
+    async def upgrade(self) -> int:
+        """Have the supervisor run what is installed now."""
+        return await self._supervising.upgrade()
 
 
 def main() -> int:

@@ -470,11 +470,12 @@ class Assembly:
         )
 
     def load(self, edition: Edition) -> Change:
-        """Take in a whole edition at once, as a worker does when it starts."""
+        """Take in a whole edition at once, as a worker does when it starts; only what differs."""
         for name in self._parts.keys() - edition.parts.keys():
             self.drop(name)
         for name, body in edition.parts.items():
-            self.put(name, body)
+            if self.digests.get(name) != digest(body):
+                self.put(name, body)
         return self.commit(edition.number)
 
     def _join_material(self, changed: Iterable[str]) -> dict[str, bytes] | None:

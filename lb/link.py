@@ -15,12 +15,15 @@ A child says `hello` first and obeys nothing but its channel and that channel's 
                               return    slot: these queues have their own worker again
                               forget    addresses: accept to empty, then close
                               settings  drain, log
+                              edition   to serve by while no controller is up; one descriptor
                               drain     seconds: accept no more, finish what runs, end
-    supervisor -> controller  welcome   first, stopping, held {address: own}, ended, pid; edition
+    supervisor -> controller  welcome   first, stopping, held {address: own}, ended, upgrade, pid;
+                                        edition
                               metrics   slots, one descriptor each
                               workers   who works in which slot, whenever that changes
                               bound     id, error, hint; a descriptor for each of `own`
                               reload    SIGHUP came
+                              upgraded  id (0: nobody asked), error, at, pid: of the new supervisor
     child -> supervisor       hello     role, build, pid
                               beat      each second: asked (for readiness, since the last), lag
     worker -> supervisor      serving   an edition is in and its listeners are open
@@ -30,6 +33,8 @@ A child says `hello` first and obeys nothing but its channel and that channel's 
                               edition   number; one descriptor, sealed
                               restart   slot: this worker is silent, replace it
                               stop      drain (null: as configured)
+                              upgrade   id: run what is installed now
+                              up        the start is over
     worker -> controller      hello     slot, build, number, parts {name: digest} that it holds
                               live      number
                               outlier   upstream, address, cause: it fails too often

@@ -65,6 +65,7 @@ class Held:
     sockets: list[socket.socket]
     file: tuple[str, int, int] | None = None  # Path, device and inode that we made.
     own: bool = False  # Not dealt to workers: the controller's.
+    shared: bool = False  # One queue, of which every worker takes: unix, or inherited.
 
     def of(self, slot: int) -> socket.socket:
         """Return the socket that a slot's worker accepts on."""
@@ -77,6 +78,7 @@ class Sockets:
 
     slots: int = 1
     held: dict[str, Held] = field(default_factory=dict)
+    theirs: bool = False  # Files are another program's to remove: of one that we follow, or leave.
 
     async def ensure(
         self, addresses: Iterable[str], *, own: bool = False, patience: float = PROBE_PATIENCE
@@ -109,8 +111,26 @@ class Sockets:
                 continue
             for sock in held.sockets:
                 sock.close()
-            if held.file is not None:
+            if held.file is not None and not self.theirs:
                 _remove_file(*held.file)
+
+    def adopt(self, address: str, held: Held) -> None:
+        """
+        Hold what the program before us held; a queue for each slot, where slots have their own.
+
+        Queues past our slots stay with its workers, who take them to their ends.
+        """
+        if not held.own and not held.shared:
+            while len(held.sockets) > self.slots:
+                held.sockets.pop().close()
+            try:
+                more = self.slots - len(held.sockets)
+                held.sockets += _bind_slots(parse(address), more)
+            except OSError as error:
+                for sock in held.sockets:
+                    sock.close()
+                raise _explained(address, error) from None
+        self.held[address] = held
 
     def listeners(self) -> list[str]:
         """Return the addresses that are dealt to workers."""
@@ -188,7 +208,7 @@ def _bind_unix(path: str, own: bool) -> Held:
     finally:
         os.umask(mask)
     made = os.stat(path)
-    return Held([sock], (path, made.st_dev, made.st_ino), own)
+    return Held([sock], (path, made.st_dev, made.st_ino), own, shared=True)
 
 
 def _remove_stale(path: str) -> None:

@@ -110,12 +110,20 @@ class Worker:
             "drain": self._start_drain,
             "stop": self._stop,
             "reopen": self._reopen,
+            "edition": self._take_edition,
             "tend": self._do_nothing,
         }[message["kind"]](message, fds)
 
     async def _take_settings(self, message: Message, _: list[int]) -> None:
         self._drain = message["drain"]
         daemonlog.adopt(message["log"])
+
+    async def _take_edition(self, _: Message, fds: list[int]) -> None:
+        """Serve by this edition, from the program before ours: our controller is not up yet."""
+        edition = unpack(link.unseal(fds[0]))
+        link.close_all(fds)
+        if self._stream is None and edition.number > self._assembly.number:
+            self._install(self._assembly.load(edition))
 
     async def _fail_readiness(self, _: Message, __: list[int]) -> None:
         self._post.beat_now()

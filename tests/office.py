@@ -22,7 +22,7 @@ from lb.control.forced import Forced, Overrides
 from lb.control.state_machine import Applied
 from lb.control.store import Store
 from lb.edition import Composer, Edition, Resolved, Sources
-from lb.errors import AccordError
+from lb.errors import AccordError, OperatorError
 from lb.metrics import Meters, Reading, create_memory
 from lb.model import Health
 from lb.outlier import Ejected
@@ -182,6 +182,7 @@ class Group:
 
 
 class Desk:
+    upgrade_fails = ""
     """A controller without workers: they route by whatever is committed, unless told not to."""
 
     def __init__(self, folder: Path) -> None:
@@ -277,6 +278,11 @@ class Desk:
 
     async def stop(self, drain: float | None) -> None:
         self.stopped_with.append(drain)
+
+    async def upgrade(self) -> int:
+        if self.upgrade_fails:
+            raise OperatorError(self.upgrade_fails, "it goes on as before")
+        return 4711
 
     async def take_file(self) -> None:
         """Let the registry know what the file says, as a start does."""

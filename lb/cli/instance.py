@@ -215,6 +215,8 @@ def _print_status(plain: dict[str, Any], upstreams: list[dict[str, Any]]) -> Non
         f"config     generation {config['generation']}, {config['source']}"
         f", on disk: {config['on_disk']}"
     )
+    if plain.get("upgrade"):
+        click.echo(f"upgrade    the last one failed: {plain['upgrade']['error']}")
     if config["error"]:
         click.echo("  the last reload failed:")
         for line in config["error"].splitlines():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ PORT = click.IntRange(1, 65535)
 @click.option("--listen", metavar="ADDRESS", multiple=True, help="No file: accept here.")
 @click.option("--to", metavar="ADDRESS", multiple=True, help="No file: a backend; may be repeated.")
 @click.option("--admin", metavar="ADDRESS", help="No file: where the admin API is.")
+@click.option("--fd", type=int, hidden=True)  # An upgrade's: the way to who started us.
 @click.argument("more", metavar="[ADDRESS]...", nargs=-1)
 @click.pass_context
 def run(
@@ -34,6 +36,7 @@ def run(
     listen: tuple[str, ...],
     to: tuple[str, ...],
     admin: str | None,
+    fd: int | None,
     more: tuple[str, ...],
 ) -> None:
     """Start this instance, in the foreground.
@@ -45,7 +48,7 @@ def run(
     refuse_mixtures(config, listen, to, admin, more)
     if listen:
         ctx.exit(run_without_file(listen, (*to, *more), admin))
-    ctx.exit(supervisor.run(find_config(config, os.environ)))
+    ctx.exit(supervisor.run(find_config(config, os.environ), fd))
 
 
 @click.command()
@@ -71,7 +74,8 @@ def demo(ctx: click.Context, port: int, admin_port: int, backend_port: int, grou
         raise UsageError("--port and --admin-port must differ")
     if group:
         ctx.exit(lb_demo_group.run(port, admin_port, backend_port))
-    ctx.exit(lb_demo.run(port, admin_port, backend_port, supervisor.run))
+    stays = functools.partial(supervisor.run, stays=True)  # The demo's processes are ours.
+    ctx.exit(lb_demo.run(port, admin_port, backend_port, stays))
 
 
 def refuse_mixtures(
@@ -106,7 +110,7 @@ def run_without_file(listen: tuple[str, ...], to: tuple[str, ...], admin: str | 
     try:
         path = Path(folder, "lb.toml")
         path.write_text(text.replace("{folder}", folder), encoding="utf-8")
-        return supervisor.run(str(path))
+        return supervisor.run(str(path), stays=True)
     except KeyboardInterrupt:
         return 0  # Before the supervisor had taken over.
     finally:

@@ -66,6 +66,7 @@ class Lb(LazyGroup):
         "status": ("instance:status", "How the instance is; wait until it is ready."),
         "reload": ("instance:reload", "Reload the config file without dropping anything."),
         "stop": ("instance:stop", "Stop the instance: finish what runs, then end."),
+        "upgrade": ("upgrading:upgrade", "Run what is installed now, without dropping anything."),
         "explain": ("explaining:explain", "Why a request goes where it goes."),
         "upstream": ("members:upstream", "List, show, export or remove upstreams."),
         "backend": ("members:backend", "Add, change, drain or remove backends, live."),

@@ -36,7 +36,7 @@ from lb.control.problems import Problem
 
 STOP_SECONDS_MAX = 1.0  # What runs at a stop gets this long.
 
-LATER = ("locks", "rollouts", "exchanges", "plugins", "upgrade")
+LATER = ("locks", "rollouts", "exchanges", "plugins")
 
 
 class AdminServer:
@@ -102,6 +102,7 @@ class AdminServer:
                 web.post("/v1/config/sync", acts.sync),
                 web.post("/v1/explain", acts.explain),
                 web.post("/v1/stop", acts.stop),
+                web.post("/v1/upgrade", acts.upgrade),
                 web.post("/v1/session", self._access.open_session),
                 web.delete("/v1/session", self._access.close_session),
                 web.get("/openapi.json", _openapi),

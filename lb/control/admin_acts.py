@@ -1,4 +1,4 @@
-"""What the admin API sets going: reload, sync, stop; and why a request goes where it goes."""
+"""What the admin API sets going (reload, sync, stop, upgrade), and why a request goes where."""
 
 from __future__ import annotations
 
@@ -76,6 +76,19 @@ class Acts:
             "drain_s": node.drain if drain is None else drain,
         }
         return respond(plain, 202)
+
+    async def upgrade(self, request: web.Request) -> web.Response:
+        """
+        Have what is installed now take our place.
+
+        Answered once its workers serve; this controller, and with it this API, then ends, and
+        a moment later the next one answers.
+        """
+        body = await read_object(request)
+        if body:
+            raise Problem("bad-request", f'"{next(iter(body))}" is not known here')
+        pid = await self._desk.upgrade()
+        return respond({"upgrading": True, "pid": pid}, 202)
 
     def _newest(self) -> Serving:
         edition = self._desk.edition

@@ -11,6 +11,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from lb import __version__
+from lb.build import BUILD
 from lb.config.addresses import BadAddressError, backend_address
 from lb.control.admin_guard import flag, respond, wall_time
 from lb.control.admin_recent import Recent
@@ -55,6 +56,8 @@ class Reads:
                 "ready": not unready,
                 "unready": unready or None,
                 "stopping": standing.stopping,
+                "build": BUILD,
+                "upgrade": standing.upgrade,
                 "config": {
                     "generation": standing.generation,
                     "error": standing.error,

@@ -22,7 +22,7 @@ NODE_FORMAT = 1
 LOCK_WAIT = 5.0  # Seconds: a predecessor that is being replaced lets go in less.
 LOCK_RETRY = 0.05
 DIRECTORY_MODE = 0o700
-HOLDER_BYTES_MAX = 32
+HOLDER_BYTES_MAX = 32  # Two lines: the controller's process and its supervisor's.
 
 
 class DataDirLock:
@@ -66,7 +66,8 @@ def lock_data_dir(path: str | Path, wait: float = LOCK_WAIT) -> DataDirLock:
             if time.monotonic() < deadline:
                 time.sleep(LOCK_RETRY)
                 continue
-            holder = os.pread(descriptor, HOLDER_BYTES_MAX, 0).decode(errors="replace").strip()
+            label = os.pread(descriptor, HOLDER_BYTES_MAX, 0).decode(errors="replace")
+            holder = label.partition("\n")[0]
             os.close(descriptor)
             raise StartError(
                 f"data_dir {directory} is in use by process {holder or 'unknown'}",
@@ -78,7 +79,7 @@ def lock_data_dir(path: str | Path, wait: float = LOCK_WAIT) -> DataDirLock:
         break
     with contextlib.suppress(OSError):  # A full disk: the lock holds, only its label is missing.
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        os.pwrite(descriptor, b"%d\n%d\n" % (os.getpid(), os.getppid()), 0)
     return DataDirLock(directory, descriptor)
 
 

@@ -55,7 +55,8 @@ class Standing:
     full text of the last failed reload, or None. `files` are all files of the config in force.
     `reloads` counts reloads by result (`ok`, `failed`); `reloaded` is the time of the last good
     one. `certificates`: `{"used_by", "cert", "names", "expires", "error"}` of each.
-    `stopping` is true from the first stop signal on. `pid` is the supervisor's.
+    `stopping` is true from the first stop signal on. `pid` is the supervisor's. `upgrade`:
+    `{"error", "at"}` of the last that failed.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Standing:
     workers: Sequence[WorkerStanding]
     stopping: bool = False
     certificates: Sequence[Mapping[str, Any]] = ()
+    upgrade: Mapping[str, Any] | None = None
 
 
 Plain = dict[str, Any]
@@ -256,4 +258,11 @@ class Desk(Protocol):
 
     async def stop(self, drain: float | None) -> None:
         """Pass a graceful stop to the supervisor; `drain` in place of `node.drain`."""
+        ...
+
+    async def upgrade(self) -> int:
+        """Run what is installed now; the new supervisor's pid once its workers serve.
+
+        OperatorError, with the reason, where it does not: then nothing has changed.
+        """
         ...

@@ -267,6 +267,12 @@ OPERATIONS: list[tuple[str, str, str, Json]] = [
     ),
     (
         "post",
+        "/v1/upgrade",
+        "Run what is installed now, in place; answered once its workers serve.",
+        {"schema": "Object", "statuses": "202"},
+    ),
+    (
+        "post",
         "/v1/session",
         "Swap a token for the dashboard's cookie.",
         {"schema": "Session", "body": "Token"},

@@ -14,6 +14,7 @@ from lb.errors import OperatorError, StartError
 from lb.link import Message
 
 BIND_SECONDS_MAX = 10.0  # The supervisor tries for 2 s; it has other things to do, but not many.
+UPGRADE_SECONDS_MAX = 60.0  # It gives up before that by itself.
 
 
 class Saying(Protocol):
@@ -32,7 +33,8 @@ class Supervising:
         self._asked = 0
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._workers: list[Message] = []
-        self.metrics: dict[int, int] = {}  # The counters' memory of each slot.
+        self.metrics: dict[int, int] = {}  # The counters' memory of each slot, and retired ones.
+        self.failed_upgrade: Mapping[str, Any] | None = None  # `error` and `at` of the last.
 
     # What it told
 
@@ -43,6 +45,14 @@ class Supervising:
             link.close_all(fds)
         else:
             answer.set_result((message, fds))
+
+    def upgraded(self, message: Message, _: list[int]) -> None:
+        """Take how an upgrade went, as far as that is known; we may not have asked for it."""
+        if message["error"]:
+            self.failed_upgrade = {"error": message["error"], "at": message["at"]}
+        answer = self._answers.pop(message["id"], None)
+        if answer is not None and not answer.done():
+            answer.set_result((message, []))
 
     def take_workers(self, message: Message) -> None:
         """Take what runs in each slot now."""
@@ -103,20 +113,34 @@ class Supervising:
         """Have the whole instance stopped gracefully."""
         self._post.send("stop", drain=drain)
 
-    async def _bind(self, addresses: list[str], own: list[str]) -> list[int]:
+    def up(self) -> None:
+        """Say that our start is over."""
+        self._post.send("up")
+
+    async def upgrade(self) -> int:
+        """Have what is installed now run in our place; return its process, once it serves."""
+        message, _ = await self._ask("upgrade", UPGRADE_SECONDS_MAX)
+        if message["error"]:
+            raise OperatorError(message["error"], "it goes on as before; see its log")
+        return int(message["pid"])
+
+    async def _ask(self, kind: str, seconds: float, **fields: Any) -> tuple[Message, list[int]]:
         self._asked += 1
         number = self._asked
         answer: asyncio.Future[tuple[Message, list[int]]]
         answer = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
-        self._post.send("bind", id=number, addresses=addresses, own=own)
+        self._post.send(kind, id=number, **fields)
         try:
-            async with asyncio.timeout(BIND_SECONDS_MAX):
-                message, fds = await answer
+            async with asyncio.timeout(seconds):
+                return await answer
         except TimeoutError:
             raise OperatorError("the supervisor does not answer", "restart this instance") from None
         finally:
             self._answers.pop(number, None)
+
+    async def _bind(self, addresses: list[str], own: list[str]) -> list[int]:
+        message, fds = await self._ask("bind", BIND_SECONDS_MAX, addresses=addresses, own=own)
         if message["error"]:
             raise StartError(message["error"], message["hint"])
         return fds

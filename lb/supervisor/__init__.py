@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import uvloop
 
 from lb import daemonlog
 from lb.build import BUILD
-from lb.child import refuse_optimised, take_descriptors, tell
+from lb.child import FOR_THE_SUPERVISOR, refuse_optimised, take_descriptors, tell
 from lb.children import Child, silent
 from lb.errors import OperatorError
 from lb.link import Message
 from lb.supervisor.control import Control
 from lb.supervisor.instance import Instance, Phase
 from lb.supervisor.stopping import Stopping
+from lb.supervisor.taking_over import TakingOver
+from lb.supervisor.upgrading import Upgrading
 from lb.supervisor.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -33,18 +38,25 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """All of it; `main` lives as long as the instance."""
 
-    def __init__(self, config_path: str) -> None:
+    def __init__(self, config_path: str, fd: int | None, *, stays: bool) -> None:
         loop = asyncio.get_running_loop()
         started = datetime.now(UTC).timestamp()
-        self._instance = Instance(config_path, started, loop, loop.create_future())
-        self._workers = Workers(self._instance, self)
-        self._control = Control(self._instance, self._workers, self)
-        self._stopping = Stopping(self._instance, self._workers)
+        instance = Instance(config_path, started, loop, loop.create_future(), stays=stays)
+        self._instance = instance
+        self._workers = Workers(instance, self)
+        self._control = Control(instance, self._workers, self)
+        self._stopping = Stopping(instance, self._workers, self)
+        self._upgrading = Upgrading(instance, self._control, self._stopping)
+        self._taking: TakingOver | None = None
+        if fd is not None:
+            parts = (self._workers, self._control, self._stopping, self._upgrading)
+            self._taking = TakingOver(fd, instance, *parts)
 
     async def main(self) -> int:
         """Run until told to stop, or until the start has failed; return the exit status."""
         self._take_signals()
-        self._control.start()
+        if self._taking is None:
+            self._control.start()
         try:
             return await self._instance.exit
         finally:
@@ -54,28 +66,56 @@ class Supervisor:
 
     def _take_signals(self) -> None:
         for number, action in {
-            signal.SIGHUP: self._control.reload,
-            signal.SIGTERM: self._stopping.asked,
-            signal.SIGINT: self._stopping.asked,
-            signal.SIGQUIT: self._stopping.stop_now,
+            signal.SIGHUP: self._reload,
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGQUIT: self._stop_now,
             signal.SIGUSR1: self._reopen,
             signal.SIGUSR2: self._upgrade,
         }.items():
-            self._instance.loop.add_signal_handler(number, action)
+            self._instance.loop.add_signal_handler(number, self._signalled, action)
+        # Who started us for an upgrade held these back until now, or one could have ended us.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_SUPERVISOR)
+
+    def _signalled(self, action: Callable[[], None]) -> None:
+        """Act, unless the instance is another program's: before it is ours signals are theirs."""
+        if not self._instance.sockets.theirs or self._upgrading.done:
+            action()
+
+    def _reload(self) -> None:
+        if self._upgrading.done:
+            self._upgrading.pass_on("reload")
+        else:
+            self._control.reload()
+
+    def _stop(self) -> None:
+        if self._upgrading.done:
+            self._upgrading.pass_on("stop")
+        elif self._taking is None or not self._taking.is_same_stop():
+            self._stopping.asked()
+
+    def _stop_now(self) -> None:
+        if self._upgrading.done:
+            self._upgrading.pass_on("quit")
+        self._stopping.stop_now()
 
     def _reopen(self) -> None:
         daemonlog.reopen()
         for child in self._instance.children():
             child.channel.send("reopen")
+        if self._upgrading.done:
+            self._upgrading.pass_on("reopen")
 
     def _upgrade(self) -> None:
-        log.warning("USR2: an upgrade in place is not yet supported; restart instead")
+        self._upgrading.start("asked for by USR2")
 
     # What the parts ask of each other
 
     def tell_workers(self) -> None:
-        """Tell the controller who works where."""
+        """Tell the controller who works where, and the program before us how far we are."""
         self._control.tell_workers()
+        if self._taking is not None:
+            self._taking.look()
 
     def worker_gone(self) -> None:
         """Go on with a stop."""
@@ -84,6 +124,35 @@ class Supervisor:
     def controller_gone(self) -> None:
         """Go on with a stop."""
         self._stopping.go_on()
+
+    def stop_begins(self) -> None:
+        """Give up an upgrade."""
+        self._upgrading.cancel()
+
+    def last_gone(self) -> None:
+        """End; after an upgrade as it wants it."""
+        if self._upgrading.done:
+            self._upgrading.ended()
+        else:
+            self._instance.finish(0)
+
+    def upgrade_asked(self, number: int) -> None:
+        """Upgrade, as the admin asks for it."""
+        self._upgrading.asked(number)
+
+    def controller_up(self) -> None:
+        """Tell the program before us."""
+        if self._taking is not None:
+            self._taking.controller_up()
+
+    def failed_to_take_over(self, why: str) -> None:
+        """Leave all to the program before us."""
+        if self._taking is not None:
+            self._taking.fail(why)
+
+    def changed(self, kind: str, fds: Sequence[int] = (), **fields: object) -> None:
+        """Pass on to the program that is to follow us what changes meanwhile."""
+        self._upgrading.changed(kind, fds, **fields)
 
     def stop_asked(self, drain: float | None) -> None:
         """Stop gracefully, as the admin asks for it."""
@@ -103,36 +172,38 @@ class Supervisor:
             instance.asked_at = now
 
     def refused(self, child: Child, message: Message) -> bool:
-        """Whether a child runs another program than we do, and others can do without it."""
+        """
+        Refuse a child that runs another program than we do: the two are not made for each other.
+
+        Where that leaves nobody who serves, the whole instance becomes that program.
+        """
         if message["build"] == BUILD:
-            return False
-        instance = self._instance
-        others = [each for each in instance.workers() if each.serving and each is not child]
-        if child is not instance.controller and not others:
-            log.warning(
-                "%s is of build %s, this supervisor of %s: the package was replaced on disk; "
-                "taken all the same, since no other worker serves: restart lb soon",
-                child.name,
-                message["build"],
-                BUILD,
-            )
             return False
         log.error(
             "%s is of build %s, this supervisor of %s: the package was replaced on disk; "
-            "refused: restart lb to run the new one",
+            "refused: run the new one with `lb upgrade`, or kill -USR2 %d",
             child.name,
             message["build"],
             BUILD,
+            os.getpid(),
         )
         child.kill()
+        if not any(worker.serving for worker in self._instance.workers()):
+            self._upgrading.start("no worker serves, and those of this build are gone from disk")
         return True
 
 
-def run(config_path: str) -> int:
-    """Be the supervisor of one instance until it ends; return the exit status of `lb run`."""
+def run(config_path: str, fd: int | None = None, *, stays: bool = False) -> int:
+    """
+    Be the supervisor of one instance until it ends; return the exit status of `lb run`.
+
+    `fd` is the way to a program that we are to follow. `stays`: after an upgrade this process
+    goes on until the one that follows it ends, since its end would be taken for the instance's.
+    """
+    stays = stays or os.getpid() == 1 or (sys.stdin is not None and sys.stdin.isatty())
 
     async def main() -> int:
-        return await Supervisor(config_path).main()
+        return await Supervisor(config_path, fd, stays=stays).main()
 
     try:
         refuse_optimised()

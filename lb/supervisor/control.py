@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from lb import daemonlog, link
@@ -13,16 +14,22 @@ from lb.children import Backoff, Child, Standing
 from lb.errors import StartError
 from lb.link import Message
 from lb.supervisor.endings import say_end, say_no_process
+from lb.supervisor.handover import pieces
 from lb.supervisor.instance import Instance, Phase, Slot
 from lb.supervisor.workers import Workers
 
 log = logging.getLogger(__name__)
 
+HAND_OVER_SECONDS = 10.0  # For a controller to end in good order, its leadership passed on.
 TASKS_MAX = 256  # Requests for sockets under way; the controller makes one at a time.
 
 
 class Others(Protocol):
     """Whom the controller's coming and going concerns."""
+
+    def tell_workers(self) -> None:
+        """Tell us who works where, and others how far we are."""
+        ...
 
     def heard(self, child: Child, message: Message) -> None:
         """Take a beat."""
@@ -40,6 +47,22 @@ class Others(Protocol):
         """Stop gracefully."""
         ...
 
+    def failed_to_take_over(self, why: str) -> None:
+        """Leave all to the program that we were to follow."""
+        ...
+
+    def upgrade_asked(self, number: int) -> None:
+        """Upgrade in place, and tell the controller what came of it."""
+        ...
+
+    def controller_up(self) -> None:
+        """The controller is through its start."""
+        ...
+
+    def changed(self, kind: str, fds: Sequence[int] = (), **fields: object) -> None:
+        """Pass on to the program that is to follow us what changes meanwhile."""
+        ...
+
 
 class Control:
     """The controller, and what it may ask for."""
@@ -51,6 +74,7 @@ class Control:
         self._backoff = Backoff()
         self._end, self._disk_failed = "", False  # How the last ended; any so far.
         self._reload_waits = False  # A reload was asked for while there was no controller.
+        self._on_gone: Callable[[], None] | None = None  # Who waits for the end of the present one.
         self._tasks: set[asyncio.Task[None]] = set()
         self._binding = asyncio.Lock()
 
@@ -59,7 +83,9 @@ class Control:
     def start(self) -> None:
         """Start a controller."""
         instance = self._instance
-        if instance.phase is Phase.ENDING:
+        if instance.phase is Phase.ENDING or instance.controller is not None:
+            return
+        if instance.control_elsewhere and instance.phase is not Phase.TAKING:
             return
         try:
             instance.controller = Child(
@@ -78,8 +104,14 @@ class Control:
         instance.controller = None
         self._end = child.end_in_words()
         self._disk_failed |= child.status == EXIT_DISK_FAILED
-        if instance.phase is Phase.ENDING:
+        if self._on_gone is not None:
+            self._end = ""  # It did as it was told.
+            done, self._on_gone = self._on_gone, None
+            done()
+        elif instance.phase is Phase.ENDING:
             self._others.controller_gone()
+        elif instance.phase is Phase.TAKING:
+            self._others.failed_to_take_over(f"its controller {self._end}")
         elif instance.phase is Phase.STARTING:
             self._fail_start(child)
         else:
@@ -97,6 +129,45 @@ class Control:
         for worker in self._instance.workers():
             worker.kill()
         self._instance.finish(status)
+
+    # Handing over
+
+    @property
+    def disk_failed(self) -> bool:
+        """Whether any of our controllers could not make its log sure."""
+        return self._disk_failed
+
+    @property
+    def reload_waits(self) -> bool:
+        """Whether a reload was asked for, and nobody there to do it."""
+        return self._reload_waits
+
+    def hand_over(self, gone: Callable[[], None]) -> None:
+        """Have the controller end in good order, and start none; `gone` hears when it has."""
+        instance = self._instance
+        instance.control_elsewhere = True
+        controller = instance.controller
+        if controller is None:
+            gone()
+            return
+        self._on_gone = gone
+        if controller.welcomed:
+            controller.channel.send("stop")
+            instance.loop.call_later(HAND_OVER_SECONDS, controller.kill)
+        else:
+            controller.kill()
+
+    def begin(self, *, disk_failed: bool | None = None, reload: bool = False) -> None:
+        """Work from now on: nobody else's controller does."""
+        instance = self._instance
+        instance.control_elsewhere = False
+        self._disk_failed |= bool(disk_failed)
+        self._reload_waits |= reload
+        controller = instance.controller
+        if controller is None:
+            self.start()
+        elif controller.standing is Standing.GREETED:
+            self._welcome(controller)
 
     # What it is told
 
@@ -138,6 +209,7 @@ class Control:
             stopping=instance.phase in (Phase.GRACE, Phase.DRAINING),
             held={address: held.own for address, held in instance.sockets.held.items()},
             ended=self._end,
+            upgrade=instance.upgrade,
             disk_failed=self._disk_failed,
             pid=os.getpid(),
             started=instance.started,
@@ -154,10 +226,13 @@ class Control:
         controller, slots = self._instance.controller, self._instance.slots
         if controller is None or not controller.welcomed:
             return
-        for start in range(0, len(slots), link.MESSAGE_FDS_MAX):
-            some = slots[start : start + link.MESSAGE_FDS_MAX]
+        memories = [(slot.number, slot.metrics) for slot in slots]
+        # Those of the program before us belong to no slot; they count on for those who add up.
+        memories += [(-1 - number, fd) for number, fd in enumerate(self._instance.retired)]
+        for start in range(0, len(memories), link.MESSAGE_FDS_MAX):
+            some = memories[start : start + link.MESSAGE_FDS_MAX]
             controller.channel.send(
-                "metrics", [slot.metrics for slot in some], slots=[slot.number for slot in some]
+                "metrics", [fd for _, fd in some], slots=[number for number, _ in some]
             )
 
     # What it says
@@ -172,11 +247,17 @@ class Control:
             "edition": self._keep_edition,
             "restart": self._restart,
             "stop": self._stop,
+            "upgrade": self._upgrade,
+            "up": self._up,
         }[message["kind"]](child, message, fds)
 
     def _hear_hello(self, child: Child, message: Message, _: list[int]) -> None:
-        if not self._others.refused(child, message):
+        if self._others.refused(child, message):
+            return
+        child.standing = Standing.GREETED
+        if not self._instance.control_elsewhere:
             self._welcome(child)
+        self._others.tell_workers()
 
     def _hear_beat(self, child: Child, message: Message, _: list[int]) -> None:
         self._others.heard(child, message)
@@ -184,13 +265,27 @@ class Control:
     def _stop(self, _: Child, message: Message, __: list[int]) -> None:
         self._others.stop_asked(message["drain"])
 
+    def _upgrade(self, _: Child, message: Message, __: list[int]) -> None:
+        self._others.upgrade_asked(message["id"])
+
+    def _up(self, _: Child, __: Message, ___: list[int]) -> None:
+        self._others.controller_up()
+
     def _settings(self, _: Child, message: Message, __: list[int]) -> None:
         instance = self._instance
         instance.grace, instance.drain = message["grace"], message["drain"]
         instance.log = message["log"]
+        instance.slots_wanted = message["workers"]
         daemonlog.adopt(message["log"])
+        self._others.changed(
+            "settings",
+            grace=instance.grace,
+            drain=instance.drain,
+            log=instance.log,
+            workers=instance.slots_wanted,
+        )
         if not instance.slots:
-            # More or fewer than now would need queues of their own: that takes a restart.
+            # More or fewer than now would need queues of their own: that takes an upgrade.
             instance.sockets.slots = message["workers"]
             instance.slots = [Slot(number) for number in range(message["workers"])]
             self._tell_metrics()
@@ -215,6 +310,8 @@ class Control:
                 child.channel.send("bound", id=message["id"], error=error.message, hint=error.hint)
                 return
         self._workers.deal(new)
+        for entries, fds in pieces(sockets, new):
+            self._others.changed("sockets", fds, entries=entries)
         child.channel.send(
             "bound",
             [sockets.held[address].of(0).fileno() for address in own],
@@ -228,12 +325,14 @@ class Control:
     def _forget(self, _: Child, message: Message, __: list[int]) -> None:
         self._instance.sockets.forget(message["addresses"])
         self._workers.forget(message["addresses"])
+        self._others.changed("forget", addresses=message["addresses"])
 
     def _keep_edition(self, _: Child, __: Message, fds: list[int]) -> None:
         instance = self._instance
         if instance.edition is not None:
             os.close(instance.edition)
         instance.edition = fds[0]
+        self._others.changed("edition", fds)
         if instance.phase is Phase.STARTING:
             instance.phase = Phase.SERVING
             self._workers.welcome_all()

@@ -18,6 +18,7 @@ class Phase(Enum):
     """Where this instance stands in its life."""
 
     STARTING = "starting"  # No edition yet: the controller's end is ours.
+    TAKING = "taking over"  # Beside the program that we follow; any end of a child is ours.
     SERVING = "serving"
     GRACE = "grace"  # Not ready, but still accepting.
     DRAINING = "draining"
@@ -27,9 +28,9 @@ class Phase(Enum):
 class Slot:
     """One worker's place: its counters, its queues, and whoever works there."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, metrics: int | None = None) -> None:
         self.number = number
-        self.metrics = create_memory()
+        self.metrics = create_memory() if metrics is None else metrics
         self.worker: Child | None = None
         self.backoff = Backoff()
         self.restarts = 0
@@ -59,6 +60,12 @@ class Instance:
     drain: float = DRAIN
     log: dict[str, str] | None = None  # What `[log]` says, for those to come.
     asked_at: float = float("-inf")  # When somebody last asked for readiness.
+    slots_wanted: int = 0  # What is configured by now; other than there are after an upgrade.
+    retired: list[int] = field(default_factory=list)  # Counters of the program before us.
+    program: Child | None = None  # The one that is to follow us, until it does or has failed.
+    upgrade: dict[str, object] | None = None  # How the last one failed, and when.
+    stays: bool = False  # Its process stands for the instance until the last follower has ended.
+    control_elsewhere: bool = False  # A controller of ours may not begin: another program's works.
 
     def workers(self) -> list[Child]:
         """Return the workers that run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 
 from lb.supervisor.instance import Instance, Phase
 from lb.supervisor.workers import Workers
@@ -15,12 +16,25 @@ DRAIN_MARGIN = 2.0  # Workers cut what still runs at the end of `drain`; this is
 STOP_PATIENCE = 2.0  # Seconds from `stop` to SIGKILL.
 
 
+class Others(Protocol):
+    """Whom a stop concerns."""
+
+    def stop_begins(self) -> None:
+        """Give up what goes on beside."""
+        ...
+
+    def last_gone(self) -> None:
+        """End, now that nobody is left."""
+        ...
+
+
 class Stopping:
     """The last phases of an instance, and who takes it into them."""
 
-    def __init__(self, instance: Instance, workers: Workers) -> None:
+    def __init__(self, instance: Instance, workers: Workers, others: Others) -> None:
         self._instance = instance
         self._workers = workers
+        self._others = others
 
     def asked(self) -> None:
         """Stop, as a signal asks for it: a second one stops now."""
@@ -37,6 +51,7 @@ class Stopping:
             return
         if instance.phase is not Phase.SERVING:
             return
+        self._others.stop_begins()
         if drain is not None:
             instance.drain = drain
         instance.phase = Phase.GRACE
@@ -51,20 +66,33 @@ class Stopping:
             for child in instance.children():
                 child.kill()
             return
+        if instance.phase is Phase.SERVING:
+            self._others.stop_begins()
         instance.phase = Phase.ENDING
         instance.sockets.forget(instance.sockets.listeners())
         for child in instance.children():
             child.channel.send("stop")
+        if instance.program is not None:
+            instance.program.channel.send("stop")
         instance.loop.call_later(STOP_PATIENCE, self._kill_all)
         self.go_on()
 
     def go_on(self) -> None:
         """Go on with the stop when nobody is left whom it waits for."""
         instance = self._instance
+        if instance.program is not None:
+            return  # What it began to serve is finished as well.
         if instance.phase is Phase.DRAINING and not instance.workers():
             self.stop_now()
         elif instance.phase is Phase.ENDING and not instance.children():
-            instance.finish(0)
+            self._others.last_gone()
+
+    def leave(self) -> None:
+        """Let what runs end, and then end: another program serves from here on."""
+        instance = self._instance
+        instance.phase = Phase.DRAINING
+        instance.sockets.theirs = True
+        self._drain()
 
     def _wait_grace(self) -> None:
         """Give those who look at readiness time to see it fail, if there are any."""
@@ -81,6 +109,10 @@ class Stopping:
             return
         instance.phase = Phase.DRAINING
         log.info("stopping: accepting no more, what runs has %g s", instance.drain)
+        self._drain()
+
+    def _drain(self) -> None:
+        instance = self._instance
         self._workers.drain()
         instance.sockets.forget(instance.sockets.listeners())
         instance.loop.call_later(instance.drain + DRAIN_MARGIN, self._end_drain)
@@ -94,3 +126,5 @@ class Stopping:
         for child in self._instance.children():
             log.warning("%s does not stop: killed", child.name)
             child.kill()
+        if self._instance.program is not None:
+            self._instance.program.kill()

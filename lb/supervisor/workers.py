@@ -15,6 +15,7 @@ from lb.supervisor.instance import Instance, Phase, Slot
 log = logging.getLogger(__name__)
 
 LEND_AFTER = 1.0  # Seconds that a slot's clients wait for their own worker.
+STARTABLE = (Phase.SERVING, Phase.STARTING, Phase.GRACE, Phase.TAKING)
 
 
 class Others(Protocol):
@@ -36,6 +37,10 @@ class Others(Protocol):
         """Go on with a stop, if that is what it waited for."""
         ...
 
+    def failed_to_take_over(self, why: str) -> None:
+        """Leave all to the program that we were to follow."""
+        ...
+
 
 class Workers:
     """All slots' workers."""
@@ -50,7 +55,7 @@ class Workers:
     def start(self, slot: Slot) -> None:
         """Start a slot's worker."""
         instance = self._instance
-        if instance.phase not in (Phase.SERVING, Phase.STARTING, Phase.GRACE):
+        if instance.phase not in STARTABLE:
             return
         try:
             slot.worker = Child(
@@ -74,6 +79,9 @@ class Workers:
         slot.worker = None
         if instance.phase in (Phase.DRAINING, Phase.ENDING):
             self._others.worker_gone()
+            return
+        if instance.phase is Phase.TAKING:
+            self._others.failed_to_take_over(f"its {child.name} {child.end_in_words()}")
             return
         wait = slot.backoff.wait_after(instance.loop.time() - child.started)
         say_end(child, wait, slot.backoff)
@@ -159,6 +167,14 @@ class Workers:
         for worker in self._instance.workers():
             worker.channel.send("settings", drain=self._instance.drain, log=self._instance.log)
 
+    def pass_edition(self) -> None:
+        """Have them serve by a newer edition, while no controller sends them any."""
+        edition = self._instance.edition
+        assert edition is not None, "they serve by one"
+        for worker in self._instance.workers():
+            if worker.welcomed:
+                worker.channel.send("edition", [edition])
+
     def forget(self, addresses: list[str]) -> None:
         """Have listeners closed that are no more."""
         for worker in self._instance.workers():
@@ -240,5 +256,5 @@ class Workers:
 
     def _own_queues(self) -> list[str]:
         """Return the addresses with a queue a slot: others are everybody's already."""
-        listeners = self._instance.sockets.listeners()
-        return [address for address in listeners if not address.startswith("unix:")]
+        sockets = self._instance.sockets
+        return [address for address in sockets.listeners() if not sockets.held[address].shared]

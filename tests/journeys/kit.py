@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import socketserver
@@ -110,6 +111,7 @@ class Daemon:
         self.data_dir = folder / "state"
         self.out, self.err = folder / "out.log", folder / "err.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.supervisor = 0  # Its process: another one after an upgrade.
         self.write(config)
 
     def write(self, config: str) -> None:
@@ -140,16 +142,29 @@ class Daemon:
                 start_new_session=True,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self.environ},
             )
+        self.supervisor = self.process.pid
 
     def ready(self) -> None:
         """Wait until it says that it is ready."""
         process = self._running()
 
         def is_ready() -> bool:
-            assert process.poll() is None, f"ended with {process.returncode}:\n{self.log()}"
+            ended = process.poll() is not None and self.supervisor == process.pid
+            assert not ended, f"ended with {process.returncode}:\n{self.log()}"
             return ask(self.admin_port, "/readyz").status == 200
 
         until(is_ready, lambda: f"/readyz\n{self.log()}")
+
+    def upgraded(self) -> int:
+        """Wait until another supervisor has taken over; from then on it is the one that is meant."""
+        before = self.supervisor
+
+        def another() -> bool:
+            self.supervisor = int(self.admin("/v1/status").json()["pid"])
+            return self.supervisor != before
+
+        until(another, lambda: f"another supervisor\n{self.log()}")
+        return self.supervisor
 
     def log(self) -> str:
         """Return what it wrote on stderr so far."""
@@ -165,7 +180,7 @@ class Daemon:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the supervisor."""
-        self._running().send_signal(number)
+        os.kill(self.supervisor, number)
 
     def send_all(self, number: signal.Signals) -> None:
         """Send a signal to the whole group, as a terminal does."""
@@ -178,7 +193,7 @@ class Daemon:
     def children(self, role: str) -> list[int]:
         """Return the process ids of its workers or its controller, oldest first."""
         return sorted(
-            pid for pid in offspring(self._running().pid) if f"lb.{role}" in command_line(pid)
+            pid for pid in offspring(self.supervisor) if f"lb.{role}" in command_line(pid)
         )
 
     def controller(self) -> int:
@@ -207,6 +222,13 @@ class Daemon:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None, "launch it first"
         return self.process
+
+
+def copy_of_package(folder: Path) -> Path:
+    """Return where a copy of the package is that a test may change."""
+    for name in ("lb", "conf"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def offspring(parent: int) -> list[int]:

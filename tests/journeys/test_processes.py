@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from journeys.conftest import Make, config_of
-from journeys.kit import PATIENCE, ROOT, Answer, Backend, Daemon, alive, ask, loaded, until
+from journeys.kit import PATIENCE, Answer, Backend, Daemon, alive, ask, loaded, until
 
 HEALTH = 'health = { path = "/healthz", interval = "60s" }'
 
@@ -290,24 +289,6 @@ def test_a_reload_onto_a_port_in_use_changes_nothing(daemon: Make, backends: lis
     assert answers(one, 20) == {"a", "b"}
 
 
-def test_a_worker_of_a_replaced_package_is_refused_while_others_serve(
-    daemon: Make, plain: str, tmp_path: Path
-) -> None:
-    package = copy_of_package(tmp_path)
-    one = daemon(plain, environ={"PYTHONPATH": str(package)}).start()
-    with open(package / "lb" / "model.py", "a") as file:
-        file.write("# Another build.\n")
-    first, second = one.workers()
-    os.kill(first, signal.SIGKILL)
-    until(lambda: "refused: restart lb" in one.log(), "it is refused, and that is said")
-    until(lambda: "accepts for worker" in one.log(), "its queue is lent")
-    for _ in range(20):
-        assert one.ask().status == 200
-    os.kill(second, signal.SIGKILL)
-    assert answers(one, 20) == {"a", "b"}
-    assert "taken all the same" in one.log()  # Better than nobody.
-
-
 def test_the_admin_on_a_unix_socket(daemon: Make, plain: str, tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
     one = daemon(plain)
@@ -335,13 +316,6 @@ def test_usr1_opens_log_files_anew(daemon: Make, plain: str, tmp_path: Path) -> 
     until(lambda: one.ask().status and log.exists() and log.read_text(), "a line in the new file")
 
 
-def test_usr2_is_not_the_end(daemon: Make, plain: str) -> None:
-    one = daemon(plain).start()
-    one.send(signal.SIGUSR2)
-    until(lambda: "not yet supported" in one.log(), "it says so")
-    assert one.ask().status == 200
-
-
 def test_a_unix_listener_is_shared_by_all_workers(
     daemon: Make, backends: list[Backend], tmp_path: Path
 ) -> None:
@@ -357,13 +331,6 @@ def test_a_unix_listener_is_shared_by_all_workers(
     one.send(signal.SIGTERM)
     one.wait()
     assert not path.exists()
-
-
-def copy_of_package(folder: Path) -> Path:
-    """Return where a copy of the package is that a test may change."""
-    for name in ("lb", "conf"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
 
 
 def refused(port: int) -> bool:
