@@ -260,7 +260,12 @@ class Replica:
         until = self._loop.time() + ANSWER_SECONDS_MAX
         perhaps = False
         while True:
-            end = await self._try(attempt, until)
+            try:
+                end = await self._try(attempt, until)
+            except NotStored:
+                if perhaps:
+                    raise _unknown_outcome() from None
+                raise
             if isinstance(end, Applied):
                 return end
             if end is End.UNKNOWN:
@@ -367,6 +372,12 @@ class Replica:
         except AssertionError:
             log.exception("the group's core is in a state that can't be; this is a bug")
             self.halt("it is in a state that can't be", "report the traceback above; restart")
+        except (NotLeader, Dropped):
+            raise  # The answer to a call.
+        except Exception:
+            # Half done, it must not go on: what comes next would be built on it.
+            log.exception("this member of the group has failed; this is a bug")
+            self.halt("it has failed", "report the traceback above; restart")
 
     def _synced(self, synced: Synced) -> None:
         """The disk has made sure of writes."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import orjson
 
 from lb.errors import AccordError, StartError
-from lb.raft.members import Change, decode_change
+from lb.raft.members import BadChangeError, Change, decode_change
 from lb.raft.messages import Entry, Kind
 from lb.registry import (
     By,
@@ -76,6 +76,15 @@ class StateMachine:
 
     def apply(self, entry: Entry) -> Applied:
         """Apply the next entry. CannotApplyError: it is not known here, and nothing changed."""
+        try:
+            return self._apply(entry)
+        except (UnknownCommandError, BadChangeError) as error:
+            raise CannotApplyError(
+                f"entry {entry.index} holds what this version does not know: {error}",
+                "upgrade this instance",
+            ) from error
+
+    def _apply(self, entry: Entry) -> Applied:
         before = self.registry
         match entry.kind:
             case Kind.NOOP:
@@ -84,9 +93,9 @@ class StateMachine:
                 change = decode_change(entry.data)
                 what = CHANGES[change.what]
                 after = change_member(before, what, change.member, change.context)
+                made = made_by(change.context)
                 self.registry = after
                 member = after.members.get(change.member) or before.members.get(change.member)
-                made = made_by(change.context)
                 return Applied(
                     entry.index,
                     entry.term,
@@ -98,13 +107,7 @@ class StateMachine:
                     at=made.at,
                 )
             case Kind.NORMAL:
-                try:
-                    command = decode_command(entry.data)
-                except UnknownCommandError as error:
-                    raise CannotApplyError(
-                        f"entry {entry.index} holds what this version does not know: {error}",
-                        "upgrade this instance",
-                    ) from error
+                command = decode_command(entry.data)
                 self.registry, reply = apply(before, command, entry.term)
                 after = self.registry
                 changed = after.revision != before.revision
