@@ -373,7 +373,7 @@ class Peers:
             if reason is not None:
                 raise PeerRefused(reason.code, reason.message, reason.hint)
             why = PeerUnreachable(f"{address} closed the connection")
-            if self._security.mode is not Mode.TLS:
+            if purpose is Purpose.CALLS and self._security.mode is not Mode.TLS:
                 self._say("closed", address, f"{address} says nothing: has it `group.tls`?")
         raise why
 

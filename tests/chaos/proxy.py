@@ -70,6 +70,7 @@ class Proxy:
         self.dialled: Counter[tuple[str, str]] = Counter()  # Whom by whom.
         self.tls = tls
         self._rng = random.Random(seed)
+        self._closing = False
         self._links: dict[tuple[str, str], Link] = {}
         self._passages: set[_Passage] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,6 +163,7 @@ class Proxy:
                 server.close()
             for passage in self._passages:
                 passage.abort()
+            self._closing = True
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
@@ -210,6 +212,9 @@ class Proxy:
             await passage.run()
         except (OSError, TimeoutError, EOFError):
             self.fired["broken off"] += 1  # A side went away, as sides do.
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
         finally:
             passage.abort()
             self._passages.discard(passage)

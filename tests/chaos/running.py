@@ -154,6 +154,7 @@ def run(folder: Path, seed: int, goal: Goal) -> Outcome:
         lookout.start()
         try:
             _strike(scene, crowd.notes, lookout, goal)
+            restart_the_ended(group)
             group.formed()
             group.leader()
             wrong = crowd.finish()
@@ -208,6 +209,7 @@ def _strike(scene: Scene, notes: Notes, lookout: Lookout, goal: Goal) -> None:
         ):
             return
         rounds += 1
+        restart_the_ended(scene.group)
         with contextlib.ExitStack() as stack:
             stack.callback(scene.proxy.heal)
             for deck in (network, processes) if rounds % 3 else (network,):
@@ -216,3 +218,11 @@ def _strike(scene: Scene, notes: Notes, lookout: Lookout, goal: Goal) -> None:
                 scene.fired[name] += 1
             pause(scene.rng.uniform(*ROUND_SECONDS))
         pause(scene.rng.uniform(*REST_SECONDS))
+
+
+def restart_the_ended(group: Group) -> None:
+    """Start who was killed at its start, and so ended as a whole: as whoever watches it would."""
+    for instance in group:
+        if not instance.runs:
+            instance.end()
+            instance.launch()
