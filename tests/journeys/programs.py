@@ -178,8 +178,18 @@ def refuses(port: int) -> bool:
 class Wrk:
     """wrk, running; `result` waits for its end."""
 
-    def __init__(self, port: int, path: str = "/", *, seconds: int = 1, connections: int = 16):
-        how = ("-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s")
+    def __init__(
+        self,
+        port: int,
+        path: str = "/",
+        *,
+        seconds: int = 1,
+        connections: int = 16,
+        script: Path | None = None,
+    ):
+        how = ["-t", "1", "-c", str(connections), "-d", f"{seconds}s", "--timeout", "10s"]
+        if script is not None:
+            how += ["-s", str(script)]
         self._seconds = seconds
         self._process = subprocess.Popen(
             [program("wrk"), *how, f"http://127.0.0.1:{port}{path}"],
@@ -207,9 +217,11 @@ class Wrk:
 
 
 @contextlib.contextmanager
-def pressed(port: int, *, seconds: int, connections: int = 16) -> Iterator[Wrk]:
+def pressed(
+    port: int, *, seconds: int, connections: int = 16, script: Path | None = None
+) -> Iterator[Wrk]:
     """Press on a port with wrk for so many seconds, or until the block ends by an error."""
-    wrk = Wrk(port, seconds=seconds, connections=connections)
+    wrk = Wrk(port, seconds=seconds, connections=connections, script=script)
     try:
         yield wrk
     finally:
