@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lb.control.chores import Chores
 from lb.control.replica import ELECTION_SECONDS, Replica
 from lb.control.store import NoQuorum, NotStored, RefusedError, UnknownOutcome
 from lb.raft.members import VOTERS_MAX, Change
-from lb.registry import By, ExpireLeases, Member, RaiseLevel, encode_member, member_named
+from lb.raft.messages import NOBODY
+from lb.registry import LEVEL, By, ExpireLeases, Member, RaiseLevel, encode_member, member_named
 from lb.registry.leases import LeaseClock
 
 log = logging.getLogger(__name__)
 
-LEVEL = 1  # The kinds of commands that this version knows.
 LOOK_EVERY = 0.1  # Seconds between two looks at what there is to do.
+STALL_SECONDS = 0.5  # So much late, this process stood still, and nobody could renew a lease.
 SILENT_ELECTIONS = 10  # Election timeouts that a member was not heard; then its name is free.
 
 
@@ -30,6 +33,7 @@ class Wish:
 
     voter: bool | str  # True, False or "auto"
     level: int
+    full: bool = False  # Its disk is: it should not lead.
 
 
 class Duties:
@@ -52,12 +56,14 @@ class Duties:
         self._leases = LeaseClock()
         self._term = 0  # The one whose leases we time.
         self._changing = asyncio.Lock()  # One change of members at a time.
-        self._task = self._loop.create_task(self._run())
+        self._chores = Chores()
+        # Apart: a change of members may wait long for its quorum, and leases are timed meanwhile.
+        self._chores.begin(self._time_leases)
+        self._chores.begin(self._see_to_members)
 
     async def close(self) -> None:
         """Stop."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._chores.close()
 
     def follow(self) -> None:
         """The registry has changed."""
@@ -68,25 +74,45 @@ class Duties:
 
     async def renew(self, upstream: str, key: str) -> bool:
         """Extend a lease by its whole time. False: only a `RenewLease` can decide that."""
-        if not self._term or not self._leases.renew(upstream, key, self._loop.time()):
+        term = self._term
+        if not term or not self._leases.renew(upstream, key, self._loop.time()):
             return False
-        await self._replica.confirm()  # Who only believes to lead has extended nothing.
+        # Who only believes to lead has extended nothing; nor has who leads no more, though a
+        # read that it passes on to the next leader is confirmed all the same.
+        await self._replica.confirm()
+        if not self._replica.leads or self._replica.node.term != term:
+            raise NoQuorum("the group has another leader by now", "try again in a moment")
         return True
 
-    async def _run(self) -> None:
+    async def _time_leases(self) -> None:
         while True:
+            before = self._loop.time()
             await asyncio.sleep(LOOK_EVERY)
             self._watch_term()
-            if not self._term:
+            if self._loop.time() > before + LOOK_EVERY + STALL_SECONDS:
+                self._leases.extend(self._loop.time())
+            if self._term:
+                with self._put_off():
+                    await self._expire()
+
+    async def _see_to_members(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if not self._replica.up_to_date:
                 continue
-            try:
-                await self._expire()
+            with self._put_off():
                 await self._promote()
                 await self._raise_level()
-            except (NoQuorum, NotStored, UnknownOutcome, RefusedError) as error:
-                log.debug("put off: %s", error.message)
-            if self._replica.full:
+            if self._replica.full and self._replica.leads:
                 self._hand_over()
+
+    @contextmanager
+    def _put_off(self) -> Iterator[None]:
+        """What the group can't decide now is tried again at the next look."""
+        try:
+            yield
+        except (NoQuorum, NotStored, UnknownOutcome, RefusedError) as error:
+            log.debug("put off: %s", error.message)
 
     def _watch_term(self) -> None:
         """Begin to time leases when we lead and know all that was decided before us; or end."""
@@ -212,21 +238,27 @@ class Duties:
         if all(name in wishes and wishes[name].level >= LEVEL for name in others):
             by = By(member=self._own, source="group")
             command = RaiseLevel(upstream="", by=by, at=self._wall(), level=LEVEL)
-            await self._replica.propose(command, self._term)
+            await self._replica.propose(command, self._replica.node.term)
 
-    def successor(self) -> Member | None:
+    def successor(self, *, with_room: bool = False) -> Member | None:
         """Return the voter that is furthest, and up; None if there is no other."""
         replica = self._replica
         peers = replica.status().peers
         able = [
             (peers[id_].match, id_)
             for id_ in replica.node.conf.voters - {replica.id}
-            if id_ in peers and self._is_up(id_)
+            if id_ in peers and self._is_up(id_) and not (with_room and self._is_full(id_))
         ]
         return replica.registry.members.get(max(able)[1]) if able else None
 
+    def _is_full(self, member: int) -> bool:
+        known = self._replica.registry.members.get(member)
+        wish = self._wishes().get(known.name) if known else None
+        return wish is not None and wish.full
+
     def _hand_over(self) -> None:
-        successor = self.successor()
-        if successor is not None:
+        """Let one lead whose disk has room; if none has, to pass it round would help nobody."""
+        successor = self.successor(with_room=True)
+        if successor is not None and self._replica.status().transferee == NOBODY:
             log.error("the disk is nearly full: %s is to lead the group", successor.name)
             self._replica.transfer(successor.id)

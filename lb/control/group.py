@@ -23,7 +23,8 @@ from lb import __version__
 from lb.build import BUILD
 from lb.config.schema import Group as GroupConfig
 from lb.control.agreement import Agreement
-from lb.control.duties import LEVEL, Duties, Wish
+from lb.control.chores import Chores
+from lb.control.duties import Duties, Wish
 from lb.control.founding import Founding
 from lb.control.last_good import LastGood
 from lb.control.peer_security import Files
@@ -50,7 +51,7 @@ from lb.control.store import (
 from lb.control.wal import DamagedLog
 from lb.errors import AccordError
 from lb.raft.messages import NOBODY, SoftState
-from lb.registry import By, Command, MoveMember, Registry, Reply
+from lb.registry import LEVEL, By, Command, MoveMember, Registry, Reply
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,8 @@ class Group:
         self._on_change: list[OnChange] = []
         self._on_applied: list[OnApplied] = []
         self._methods: dict[str, Method] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._chores = Chores()
+        self._leaving: asyncio.Task[None] | None = None  # What we do when we were removed.
         self._security = Security.none()
         self._loop = asyncio.get_running_loop()
         self.kept_at = self._loop.time()  # When what is kept was the newest, for all we know.
@@ -153,9 +155,9 @@ class Group:
         self.peers = Peers(self._claim, self._security, self._hear, self._methods, self._admits)
         await self.peers.open(sock)
         self._meet()
-        self._tasks.append(self._loop.create_task(self._gather_news()))
+        self._chores.begin(self._gather_news)
         if self.replica is None and self.trouble is None:
-            self._tasks.append(self._loop.create_task(self.founding.run()))
+            self._chores.begin(self.founding.run)
 
     def adopt(self) -> None:
         """Go by the secret, or the files, that a new config names."""
@@ -168,9 +170,9 @@ class Group:
 
     async def close(self) -> None:
         """Stop."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._chores.close()
+        if self._leaving is not None:
+            await self._leaving  # Not cut short: the log is to be closed before its lock goes.
         await self.end_replica()
         if self.peers is not None:
             await self.peers.close()
@@ -450,7 +452,7 @@ class Group:
             hint = "stop this instance; to let it join again, remove raft/ in its data_dir"
             self._give_up("removed", f"it was removed from the group; {hint}")
             self._leader = NOBODY
-            self._tasks.append(self._loop.create_task(self.end_replica()))
+            self._leaving = self._loop.create_task(self.end_replica())
 
     # --- How the others are -------------------------------------------------------------------
 
@@ -537,7 +539,7 @@ class Group:
 
     def _wishes(self) -> Mapping[str, Wish]:
         return {
-            name: Wish(said["voter"], said["level"])
+            name: Wish(said["voter"], said["level"], bool(said.get("full")))
             for name, said in self.news.items()
             if "voter" in said and "level" in said
         }

@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 from lb import __version__
 from lb.control.desk import GroupStanding, GroupState, MemberStanding
 from lb.control.desk import Role as RoleWord
-from lb.control.duties import LEVEL, Duties
+from lb.control.duties import Duties
 from lb.control.founding import after_disaster
 from lb.control.group import TRANSFER_SECONDS_MAX, Group
 from lb.control.peers import CallRefused, Claim, Method, PeerRefused, PeerTimeout, PeerUnreachable
@@ -23,7 +23,7 @@ from lb.control.replica import ELECTION_SECONDS, Replica
 from lb.control.store import NoQuorum, NotStored, RefusedError, UnknownOutcome
 from lb.errors import AccordError
 from lb.raft.messages import NOBODY, Role
-from lb.registry import By, Member, RenewLease, member_named, registry_to_plain
+from lb.registry import LEVEL, By, Member, RenewLease, member_named, registry_to_plain
 
 ASK_SECONDS_MAX = 4.5
 FOUND_SECONDS_MAX = 10.0
@@ -380,6 +380,7 @@ class GroupDesk:
             "version": __version__,
             "voter": config.voter if config else "auto",
             "level": LEVEL,
+            "full": replica.full if (replica := self._group.replica) else False,
             "progress": progress,
             "hashes": self._group.agreement.to_plain(),
         }

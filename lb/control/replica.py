@@ -41,6 +41,7 @@ from lb.raft.messages import (
     Entry,
     Failed,
     Message,
+    MessageType,
     NotLeader,
     Persist,
     Placed,
@@ -338,6 +339,8 @@ class Replica:
             return
         if message.frm != frm or message.to != self.id or len(self._inbox) >= INBOX_MAX:
             return
+        if message.type is MessageType.PROPOSE and self._disk.full and self.leads:
+            return  # What room is left is for promises. Whoever waits asks our successor.
         self.heard_at[frm] = self._loop.time()
         self._inbox.append(message)
         if not self._woken:

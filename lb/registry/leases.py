@@ -90,6 +90,12 @@ class LeaseClock:
         lease.due = now + lease.ttl
         return True
 
+    def extend(self, now: float) -> None:
+        """Give all their whole TTL again: for a while nobody was here whom one could ask."""
+        for lease in self._leases.values():
+            lease.due = max(lease.due, now + lease.ttl)
+        self._find_first()
+
     def next_due(self) -> float | None:
         """When to call `due`: before then it has nothing. None: there are no leases."""
         return None if self._first is None else self._first + GATHER_SECONDS
@@ -107,9 +113,7 @@ class LeaseClock:
         if self._first is None or now < self._first + GATHER_SECONDS:
             return ()
         if now > self._first + GATHER_SECONDS + LATE_SECONDS:
-            for lease in self._leases.values():
-                lease.due = max(lease.due, now + lease.ttl)
-            self._find_first()
+            self.extend(now)
             return ()
         fallen = tuple(self._claim(now))
         self._find_first()
