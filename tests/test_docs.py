@@ -21,6 +21,10 @@ README_LINES_MAX = 130
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 TARGET = re.compile(r"`make ([a-z-]+)")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FAULT = re.compile(r"^\| (\d+) \|(.*)$", re.MULTILINE)
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+FAULTS = 53
+LEFT_OUT_MAX = 5
 FRAGMENT = re.compile(r"[a-z0-9-]+\.(security|breaking|feature|fix|speed)\.md")
 
 
@@ -95,3 +99,19 @@ def test_fragments_are_named_for_their_section() -> None:
     names = [path.name for path in (ROOT / "changelog.d").iterdir() if path.name != "README.md"]
 
     assert [name for name in names if not FRAGMENT.fullmatch(name)] == []
+
+
+def test_every_fault_has_tests_that_exist_or_a_reason() -> None:
+    text = (ROOT / "docs/faults.md").read_text()
+    faults = {int(number): rest for number, rest in FAULT.findall(text)}
+
+    assert list(faults) == list(range(1, FAULTS + 1))
+    untested = [rest for rest in faults.values() if not NAMED_TEST.search(rest)]
+    assert len(untested) <= LEFT_OUT_MAX
+    assert all("left out: " in rest for rest in untested)
+    lost = [
+        f"{path}::{name}"
+        for path, name in NAMED_TEST.findall(text)
+        if f"\ndef {name}(" not in (ROOT / path).read_text()
+    ]
+    assert lost == []
