@@ -105,8 +105,8 @@ class Founding:
         assert config is not None, "an instance alone has nobody to ask"
         answers = await self._ask_who(config)
         decision = decide(group.name, config.members, tuple(config.join), answers)
-        if self.now and not isinstance(decision, Join):
-            decision = Found()
+        if self.now and not any(answer.group for answer in answers.values()):
+            decision = Found()  # Never beside a group that is there, even without a leader.
         match decision:
             case Found():
                 await self.found(group.kept)

@@ -40,7 +40,7 @@ from lb.control.peers import (
 )
 from lb.control.replica import Outside, Replica
 from lb.control.seat import Seat, SeatFiles, Standing
-from lb.control.state_machine import Applied
+from lb.control.state_machine import Applied, BadStateError
 from lb.control.store import (
     NoQuorum,
     NotStored,
@@ -130,7 +130,11 @@ class Group:
         if (written := self._last_good.written_at) is not None:
             self.kept_at -= max(0.0, self.wall() - written)
         self._show()
-        self.seat = await asyncio.to_thread(self._take_seat)
+        try:
+            self.seat = await asyncio.to_thread(self._take_seat)
+        except DamagedLog as error:
+            self._give_up("damaged", f"{error.message}; {error.hint}")
+            return
         if self.seat is not None and self.seat.standing is Standing.MEMBER:
             if failed_disk:
                 self._give_up("damaged", failed_disk)
@@ -139,6 +143,9 @@ class Group:
                 await self.begin()
             except DamagedLog as error:
                 self._give_up("damaged", f"{error.message}; {error.hint}")
+                return
+            except BadStateError as error:
+                self._give_up("stopped-apply", f"{error.message}; {error.hint}")
                 return
         elif self._is_alone:
             await self.founding.found(self.kept)
@@ -225,9 +232,11 @@ class Group:
     def _take_seat(self) -> Seat | None:
         """Read who we are; whatever was begun and not finished is undone."""
         seat = self.files.read()
-        if seat is None or seat.standing is Standing.MEMBER:
-            if seat is not None and not self.files.has_log:
-                log.warning("the log of member %d is gone: this is a new member", seat.member)
+        if seat is None:
+            return self.files.of_log() if self.files.has_log else None
+        if seat.standing is Standing.MEMBER:
+            if not self.files.has_log:
+                log.warning("the log of member %x is gone: this is a new member", seat.member)
                 return None
             return seat
         if self.files.has_log:
@@ -236,7 +245,8 @@ class Group:
 
     async def begin(self) -> None:
         """Take part, from what the log holds. DamagedLog: that can't be trusted."""
-        storage, recovered = await asyncio.to_thread(self.files.open)
+        assert self.seat is not None, "who takes part has a seat"
+        storage, recovered = await asyncio.to_thread(self.files.open, self.seat)
         outside = Outside(
             send=self._send,
             reaches=self._reaches,
@@ -245,7 +255,11 @@ class Group:
             looked=self._looked,
             halted=self._halted,
         )
-        self.replica = Replica(storage, recovered, outside)
+        try:
+            self.replica = Replica(storage, recovered, outside)
+        except BadStateError:
+            storage.close()
+            raise
         config = self.config()
         self.duties = Duties(
             self.replica, config.voters if config else 1, self.name, self._wishes, self.wall
@@ -254,6 +268,7 @@ class Group:
         self._meet()
         self.replica.start()
         self._ring()
+        self._loop.call_soon(self._changed)
 
     def _give_up(self, state: str, detail: str) -> None:
         """Take no part from now on; what is routed by stays."""

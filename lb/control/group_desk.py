@@ -20,6 +20,7 @@ from lb.control.founding import after_disaster
 from lb.control.group import TRANSFER_SECONDS_MAX, Group
 from lb.control.peers import CallRefused, Claim, Method, PeerRefused, PeerTimeout, PeerUnreachable
 from lb.control.replica import ELECTION_SECONDS, Replica
+from lb.control.seat import Standing
 from lb.control.store import NoQuorum, NotStored, RefusedError, UnknownOutcome
 from lb.errors import AccordError
 from lb.raft.messages import NOBODY, Role
@@ -254,15 +255,21 @@ class GroupDesk:
         if group.replica is not None or group.trouble is not None:
             raise RefusedError("conflict", "this instance belongs to a group already")
         group.founding.now = True
-        if not await group.until(lambda: group.replica is not None, FOUND_SECONDS_MAX):
-            raise RefusedError("conflict", f"it could not be founded: {group.founding.waiting.why}")
+        try:
+            founded = await group.until(lambda: group.replica is not None, FOUND_SECONDS_MAX)
+        finally:
+            group.founding.now = False  # Not later on, when nobody looks.
+        if not founded:
+            waiting = group.founding.waiting
+            why = waiting.why or f"waiting for {', '.join(waiting.for_)}"
+            raise RefusedError("conflict", f"it could not be founded: {why}")
         return {"group": group.registry.id, "revision": group.registry.revision}
 
     async def recover(self, lost: tuple[str, ...], by: By) -> Plain:
         """Make what we have a new group of one. Workers go on meanwhile, and after."""
         group, replica = self._group, self._group.replica
-        if replica is None:
-            raise RefusedError("conflict", "this instance takes part in no group")
+        if replica is None or group.trouble is not None or group.seat is None:
+            raise RefusedError("conflict", "this instance takes no part in a group")
         registry = replica.registry
         voters = {each.name for each in registry.members.values() if each.voter} - {group.name}
         if set(lost) != voters:
@@ -273,9 +280,16 @@ class GroupDesk:
         up = {each.name for each in group.peers.connected.values()} if group.peers else set()
         if here := sorted(up & voters):
             raise RefusedError("conflict", f"{', '.join(here)} can be reached, so is not lost")
+        seat = group.seat
         await group.end_replica()
-        await asyncio.to_thread(group.files.set_aside, "lost")
-        await group.founding.begin_anew(after_disaster(registry))
+        aside = await asyncio.to_thread(group.files.set_aside, "lost")
+        try:
+            await group.founding.begin_anew(after_disaster(registry))
+        except AccordError:
+            group.seat = seat
+            await asyncio.to_thread(group.files.put_back, aside, seat)
+            await group.begin()
+            raise
         return {"group": group.registry.id, "revision": group.registry.revision}
 
     async def ask_all(self, method: str, params: Plain, seconds: float) -> Mapping[str, Plain]:
@@ -390,10 +404,10 @@ class GroupDesk:
         replica = group.replica
         leader = group.registry.members.get(group.leader)
         at = group.address if replica and replica.leads else leader.address if leader else ""
-        is_member = group.replica is not None or group.trouble is not None
+        seat = group.seat  # Whether or not it takes part just now.
         return {
             "name": group.name,
-            "group": group.seat.group if is_member and group.seat else "",
+            "group": seat.group if seat and seat.standing is Standing.MEMBER else "",
             "leader": at,
         }
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import logging
 import secrets
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from lb.control.disk import DamagedError, Disk, UnsettledError, seal, unseal
 from lb.control.filesystem import FileSystem, RealFileSystem
-from lb.control.recovery import LOG_DIRECTORY, Recovered
+from lb.control.recovery import LOG_DIRECTORY, RESERVE_FILE, Recovered, read_log
 from lb.control.state_machine import encode_state
-from lb.control.storage import Sizes, Storage
-from lb.control.wal import Identity
+from lb.control.storage import LOCK_FILE, SPARE_FILE, Sizes, Storage
+from lb.control.wal import DamagedLog, Identity
 from lb.errors import StartError
 from lb.raft.messages import NOBODY, ConfState, HardState, Persist, SnapMeta, Snapshot
 from lb.registry import Registry
@@ -76,8 +77,9 @@ class SeatFiles:
 
     @property
     def has_log(self) -> bool:
-        """Whether there is anything of a log."""
-        return bool(self._files.list_directory(self.log_path))
+        """Whether there is anything of a log; room that was kept for one is nothing."""
+        names = self._files.list_directory(self.log_path)
+        return any(n not in (LOCK_FILE, RESERVE_FILE) and n != SPARE_FILE for n in names)
 
     def read(self) -> Seat | None:
         """Return the seat; None if there has been none. StartError: it can't be told."""
@@ -104,9 +106,29 @@ class SeatFiles:
                 "see that node.data_dir is on a sound disk with room left, and ours to write",
             ) from error
 
-    def open(self) -> tuple[Storage, Recovered]:
-        """Go on with the log. DamagedLog, NoLogError, StartError as `Storage.open`."""
-        return Storage.open(self._files, self.log_path, SIZES)
+    def of_log(self) -> Seat:
+        """Return whose the log is, and write that down: the file that said so is gone."""
+        seat = _seat_of(read_log(self._files, self.log_path).recovered.identity)
+        self.write(seat)
+        return seat
+
+    def open(self, seat: Seat) -> tuple[Storage, Recovered]:
+        """
+        Go on with the log of a seat. NoLogError, StartError as `Storage.open`.
+
+        DamagedLog: as there; or it is another's, brought here from another box.
+        """
+        storage, recovered = Storage.open(self._files, self.log_path, SIZES)
+        ours = _seat_of(recovered.identity)
+        if ours != seat:
+            storage.close()
+            raise DamagedLog(
+                self.log_path,
+                0,
+                f"it is of member {ours.member:x} of group {ours.group}, and by {self._path} "
+                f"this is member {seat.member:x} of group {seat.group}",
+            )
+        return storage, recovered
 
     def found(self, group: str, registry: Registry, member: int) -> Seat:
         """
@@ -116,13 +138,12 @@ class SeatFiles:
         """
         seat = Seat(group, member, Standing.FOUNDING)
         self.write(seat)
-        storage = self._create(seat, ConfState(frozenset({member})))
         index, term = FIRST
         meta = SnapMeta(index, term, ConfState(frozenset({member})))
-        storage.put_snapshot(Snapshot(meta, encode_state(registry)))
         hard = HardState(term, NOBODY, index)
-        storage.write([Persist(1, hard, (), meta, True, ())])
-        storage.close()
+        with closing(self._create(seat, ConfState(frozenset({member})))) as storage:
+            storage.put_snapshot(Snapshot(meta, encode_state(registry)))
+            storage.write([Persist(1, hard, (), meta, True, ())])
         seat = replace(seat, standing=Standing.MEMBER)
         self.write(seat)
         return seat
@@ -144,6 +165,13 @@ class SeatFiles:
                 return aside
         raise StartError(f"there are too many old logs beside {self.log_path}", "remove them")
 
+    def put_back(self, aside: str, seat: Seat) -> None:
+        """Undo `set_aside`, and whatever was begun in its place."""
+        self.discard_unfinished()
+        self._files.rename(aside, self.log_path)
+        self._files.sync_directory(str(self._folder))
+        self.write(seat)
+
     def discard_unfinished(self) -> None:
         """Remove a log whose beginning was cut short: nothing was promised by it."""
         for name in self._files.list_directory(self.log_path):
@@ -152,3 +180,7 @@ class SeatFiles:
     def _create(self, seat: Seat, conf: ConfState) -> Storage:
         identity = Identity(bytes.fromhex(seat.group), seat.member)
         return Storage.create(self._files, self.log_path, identity, conf, SIZES)
+
+
+def _seat_of(identity: Identity) -> Seat:
+    return Seat(identity.group.hex(), identity.member, Standing.MEMBER)

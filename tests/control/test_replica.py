@@ -101,7 +101,8 @@ class Box:
             looked=self.leaders.append,
             halted=lambda why, hint: self._wires.halted.append(why),
         )
-        self.replica = Replica(*self.files.open(), outside)
+        seat = Seat(GROUP, self.member, Standing.MEMBER)
+        self.replica = Replica(*self.files.open(seat), outside)
         self._wires.replicas[self.member] = self.replica
         self.replica.start()
         return self.replica
