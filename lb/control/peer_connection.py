@@ -215,6 +215,11 @@ class PeerConnection(asyncio.Protocol):
         return self._side.peer
 
     @property
+    def boot(self) -> bytes:
+        """Which life of the peer this is: no two processes have the same."""
+        return self._side.boot
+
+    @property
     def greeted(self) -> bool:
         """Whether `peer` is known."""
         return self._side.peer is not None

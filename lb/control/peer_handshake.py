@@ -187,6 +187,7 @@ class _Side:
     def __init__(self, ours: Ourselves) -> None:
         self.ours = ours
         self.peer: Claim | None = None
+        self.boot = b""  # The peer's: another one at each of its starts.
         self.purpose = Purpose.LINK
         self.protocol = 0
         self.keys: Keys | None = None
@@ -199,7 +200,7 @@ class _Side:
         """Judge what a greeting says before anything is proved."""
         greeting = Greeting.read(body)
         claim, ours = greeting.claim, self.ours
-        self.peer = claim
+        self.peer, self.boot = claim, greeting.boot
         if greeting.mode != ours.mode:
             raise Refusal(
                 "security",

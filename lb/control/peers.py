@@ -84,6 +84,7 @@ STUCK_SECONDS: Final = 5.0
 LINGER: Final = 1.0  # For what was sent last.
 RETRY_FIRST: Final = 0.05
 RETRY_MAX: Final = 1.0
+COPIED: Final = "one of the two data_dirs is a copy: wipe it, and let its instance join anew"
 STOOD: Final = 5.0  # After that a connection was a good one: the next may follow soon.
 FILES_EVERY: Final = 2.0  # Seconds from look to look at certificates,
 FILES_LOOKS: Final = 5  # after so many of which somebody is told that they are no good.
@@ -257,9 +258,19 @@ class Peers:
                     "to move an instance, stop it, remove raft/ in its data_dir and start it again",
                 )
             raise Refusal("no-member", f"{(ours if peer.is_member else peer).name} has not joined")
+        if self._is_second(connection):
+            where = f"{peer.name} runs already, at {self._links[peer.member].address}"
+            raise Refusal("second", where, COPIED)
         callers = sum(each.purpose is Purpose.CALLS and not each.dialled for each in self._all)
         if not connection.dialled and connection.purpose is Purpose.CALLS and callers > CALLERS_MAX:
             raise Refusal("busy", f"{CALLERS_MAX} others ask already")
+
+    def _is_second(self, connection: PeerConnection) -> bool:
+        """Whether the member that dials us runs where it should be, and is another process."""
+        link = self._links.get(connection.peer.member)
+        if connection.dialled or link is None or (way := link.connection) is None:
+            return False
+        return way.boot != connection.boot and self._loop.time() - way.last_byte < 2 * PING
 
     def opened(self, connection: PeerConnection) -> None:
         """Use a connection from now on."""
@@ -271,6 +282,9 @@ class Peers:
             self._refusals.pop(member, None)
             if link is not None:
                 link.connection = connection
+                answered = self._answered.get(member)
+                if answered is not None and answered.boot != connection.boot:
+                    answered.end()  # It restarted, or is a copy, which is told when it returns.
                 log.info("connected to %s at %s", connection.peer.name, link.address)
         else:
             before = self._answered.get(member)
