@@ -282,8 +282,7 @@ class Peers:
             self._refusals.pop(member, None)
             if link is not None:
                 link.connection = connection
-                answered = self._answered.get(member)
-                if answered is not None and answered.boot != connection.boot:
+                if (answered := self._answered.get(member)) and answered.boot != connection.boot:
                     answered.end()  # It restarted, or is a copy, which is told when it returns.
                 log.info("connected to %s at %s", connection.peer.name, link.address)
         else:
