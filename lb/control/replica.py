@@ -70,6 +70,7 @@ WAITING_MAX = 4096
 SNAPSHOT_ENTRIES = 10_000  # Applied since the last snapshot; then there is another.
 SNAPSHOT_BYTES = 16 << 20  # The same, of entries' data.
 TRAILING_ENTRIES = 5_000  # Kept behind a snapshot, for members that lag a little.
+SNAPSHOT_AGAIN = 30.0  # The same for one of our own, which frees room in the end.
 NO_ROOM_AGAIN = 1.0  # Seconds until a snapshot that found no room on the disk is tried again.
 
 
@@ -129,7 +130,7 @@ class Replica:
         self._unreachable: set[int] = set()
         self._installs: dict[int, Snapshot] = {}  # By the persist that names them.
         self._since_snapshot = [0, 0]  # Entries and bytes.
-        self._snapshotting = False
+        self._snapshotting: asyncio.Task[None] | None = None
         self._restoring: asyncio.Task[None] | None = None
         for note in recovered.notes:
             log.warning("%s", note)
@@ -148,9 +149,10 @@ class Replica:
     async def close(self) -> None:
         """Stop; what was promised is on the disk."""
         self._stop()
-        if self._restoring is not None:
-            self._restoring.cancel()
-            await asyncio.gather(self._restoring, return_exceptions=True)
+        tasks = [task for task in (self._restoring, self._snapshotting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._disk.close)
 
     def _stop(self) -> None:
@@ -435,6 +437,10 @@ class Replica:
         except BadStateError as error:
             self.halt(error.message, error.hint)
             return
+        except Exception:
+            log.exception("a snapshot of the group's state cannot be read; this is a bug")
+            self.halt("it was sent a state that it cannot read", "report the traceback above")
+            return
         self.machine.registry = registry
         self._waiting.skipped(snapshot.meta.index)
         self._since_snapshot = [0, 0]
@@ -484,30 +490,43 @@ class Replica:
     # --- Snapshots of our own -----------------------------------------------------------------
 
     def _take_snapshot(self) -> None:
-        if self._snapshotting:
+        if self._snapshotting is not None:
             return
-        self._snapshotting = True
         self._since_snapshot = [0, 0]
         index = self.node.applied_index
         meta = SnapMeta(index, self._log.term(index), self.node.conf_at(index))
-        registry = self.machine.registry
+        self._snapshotting = self._loop.create_task(
+            self._write_snapshot(meta, self.machine.registry)  # As it is now, at that index.
+        )
+        self._snapshotting.add_done_callback(self._wrote_snapshot)
 
-        def written(room: bool) -> None:
-            self._snapshotting = False
-            if room and self._running and meta.index > self._log.snapshot_meta().index:
-                self._log.put_snapshot(snapshot[0])
-                self._do(self._compact)
+    async def _write_snapshot(self, meta: SnapMeta, registry: Registry) -> None:
+        # The registry never changes in place, so it may be read beside everything else.
+        data = await asyncio.to_thread(encode_state, registry)
+        if not self._running:
+            return
+        snapshot = Snapshot(meta, data)
+        written: asyncio.Future[bool] = self._loop.create_future()
 
-        snapshot: list[Snapshot] = []
+        def done(room: bool) -> None:
+            if not written.done():  # We may be closing.
+                written.set_result(room)
 
-        async def write() -> None:
-            # The registry never changes in place, so it may be read beside everything else.
-            data = await asyncio.to_thread(encode_state, registry)
-            snapshot.append(Snapshot(meta, data))
-            if self._running:
-                self._disk.save_snapshot(snapshot[0], written)
+        self._disk.save_snapshot(snapshot, done)
+        if not await written:
+            log.error("there is no room for a snapshot of the group's state: free disk space")
+            await asyncio.sleep(SNAPSHOT_AGAIN)
+            self._since_snapshot[0] += SNAPSHOT_ENTRIES  # The next entry brings the next try.
+        elif self._running and meta.index > self._log.snapshot_meta().index:
+            self._log.put_snapshot(snapshot)
+            self._do(self._compact)
 
-        self._writing = self._loop.create_task(write())
+    def _wrote_snapshot(self, task: asyncio.Task[None]) -> None:
+        self._snapshotting = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler(
+                {"message": "a snapshot failed; this is a bug", "exception": error}
+            )
 
     def _compact(self) -> None:
         index = self.node.compact(self._log.snapshot_meta().index - TRAILING_ENTRIES)

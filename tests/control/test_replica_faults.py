@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
-from control.test_replica import Box, Wires, file, put, run, until
+from control.test_replica import Box, Wires, backends, file, group_of, put, run, until
 
 from lb.control.state_machine import CannotApplyError, StateMachine
-from lb.control.store import NoQuorum, UnknownOutcome
+from lb.control.storage import DiskFullError, Storage
+from lb.control.store import NoQuorum, NotStored, UnknownOutcome
 from lb.raft.members import Change, ConfChange
 from lb.raft.messages import Dropped, Entry, Failed, Fate, Kind
 from lb.registry import Registry
@@ -93,5 +95,66 @@ def test_what_may_have_been_done_is_never_said_not_to_be(
             await replica.propose(put("10.0.0.1:80"))
         assert len(tries) == 2
         await box.stop()
+
+    run(work)
+
+
+def test_a_snapshot_that_fails_or_finds_no_room_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        box = Box(tmp_path / "a", Wires(), 7)
+        box.found()
+        replica = box.start()
+        await until(lambda: replica.up_to_date)
+        seen: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _, context: seen.append(context["exception"])
+        )
+        monkeypatch.setattr("lb.control.replica.SNAPSHOT_ENTRIES", 1)
+        monkeypatch.setattr("lb.control.replica.SNAPSHOT_AGAIN", 0.0)
+        with monkeypatch.context() as patch:
+
+            def broken(_: Registry) -> bytes:
+                raise ZeroDivisionError("a bug")
+
+            patch.setattr("lb.control.replica.encode_state", broken)
+            await replica.propose(file("10.0.0.1:80"))
+            await until(lambda: bool(seen))
+        with monkeypatch.context() as patch:
+
+            def full(*_: object) -> None:
+                raise DiskFullError("no room")
+
+            patch.setattr(Storage, "put_snapshot", full)
+            await replica.propose(put("10.0.0.2:80"))
+            await until(lambda: "no room for a snapshot" in caplog.text)
+
+        await until(lambda: replica._snapshotting is None)
+        await replica.propose(put("10.0.0.3:80"))
+        await until(lambda: replica._log.snapshot_meta().index >= 4)
+        await box.stop()
+
+    run(work)
+
+
+def test_a_leader_without_room_takes_no_writes_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        async with group_of(tmp_path, 2) as boxes:
+            await boxes[0].replica.propose(file("10.0.0.1:80"))
+            leader, other = boxes[0].replica, boxes[1].replica
+            monkeypatch.setattr(leader._disk._storage, "full", True)
+            monkeypatch.setattr("lb.control.replica.ANSWER_SECONDS_MAX", 0.5)
+            with pytest.raises(NotStored):
+                await leader.propose(put("10.0.0.2:80"))
+            with pytest.raises(UnknownOutcome):
+                await other.propose(put("10.0.0.3:80"))
+            assert leader.leads
+            await other.confirm()
+            assert backends(leader) == backends(other) == {"10.0.0.1:80"}
+            monkeypatch.setattr(leader._disk._storage, "full", False)
+            await leader.propose(put("10.0.0.2:80"))
 
     run(work)
