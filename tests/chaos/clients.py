@@ -183,6 +183,8 @@ class Client(threading.Thread):
             notes.counts["told no"] += 1
         else:
             notes.surprise(f"{call}: {said.status} {said.plain}")
+            notes.told(call, End.FAILED)
+            return
         notes.told(call, End.OK, seen)
 
     def _ask(self, call: Call, revision: int) -> Said:

@@ -69,6 +69,7 @@ class Crowd:
         desks = [(each.name, each.admin_port) for each in group]
         self.notes = Notes(seed, calls_max)
         self._group = group
+        group.everywhere(knows_its_upstreams, "what the files say has been decided")
         start = group.leader().status()["revision"] + 1
         self._clients = [
             Client(number, desks, self.notes, consistent=consistent)
@@ -218,6 +219,12 @@ def _strike(scene: Scene, notes: Notes, lookout: Lookout, goal: Goal) -> None:
                 scene.fired[name] += 1
             pause(scene.rng.uniform(*ROUND_SECONDS))
         pause(scene.rng.uniform(*REST_SECONDS))
+
+
+def knows_its_upstreams(instance: Instance) -> bool:
+    """Whether the registry has all upstreams; until then they are served from the file."""
+    shown = instance.admin("/v1/upstreams").json()["upstreams"]
+    return len(shown) == len(UPSTREAMS) and all(each["revision"] for each in shown)
 
 
 def restart_the_ended(group: Group) -> None:
