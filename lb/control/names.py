@@ -103,7 +103,8 @@ class NameServers:
         ):
             doubtful = [each for each in failures if not isinstance(each, NoSuchNameError)]
             raise (doubtful or failures)[0]
-        answers = tuple(record.address for each in found for record in each)
+        # In one order always: servers turn theirs, and a turn alone would be a new edition.
+        answers = tuple(ip for each in found for ip in sorted(record.address for record in each))
         return Found(answers, min(float(each.rrset.ttl) for each in found))
 
     async def _service(self, name: str) -> Found:
@@ -130,7 +131,7 @@ class NameServers:
         failures = [each for each in hosts if isinstance(each, LookupFailedError)]
         if not answers:
             raise failures[0]
-        return Found(tuple(answers), ttl)
+        return Found(tuple(sorted(answers)), ttl)
 
     async def _ask(self, resolver: dns.asyncresolver.Resolver, name: str, kind: str) -> Any:
         try:

@@ -16,7 +16,10 @@ TURN = ("--size", "1k", "--rounds", "1", "--seconds", "1")
 
 
 @pytest.mark.skipif(not os.sched_getaffinity(0) >= {0, 1}, reason="needs cores 0 and 1")
-@pytest.mark.parametrize("kind", [(), ("--vary",)], ids=["alike", "varied"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param((), id="alike"), pytest.param(("--vary",), id="varied", marks=pytest.mark.long)],
+)
 def test_the_table_has_a_row_for_each(tmp_path: Path, kind: tuple[str, ...]) -> None:
     table = tmp_path / "table.md"
     words = ("--only", "nginx,accord", *TURN, *kind, "--out", str(table))

@@ -255,6 +255,7 @@ def test_the_group_s_demo_agrees_survives_its_leader_and_ends_with_ctrl_c(
     assert "Traceback" not in each.said
 
 
+@pytest.mark.long
 def test_the_group_s_demo_leaves_nothing_running_when_it_is_killed(
     start: list[Started], tmp_path: Path
 ) -> None:
@@ -266,6 +267,7 @@ def test_the_group_s_demo_leaves_nothing_running_when_it_is_killed(
     until(lambda: not each.session(), "the end of every process")
 
 
+@pytest.mark.long
 def test_the_group_s_demo_says_which_port_is_taken(
     start: list[Started], tmp_path: Path, backends: list[Backend]
 ) -> None:

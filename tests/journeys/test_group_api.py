@@ -49,6 +49,7 @@ def next_of(stream: http.client.HTTPResponse, *kinds: str) -> dict[str, Any]:
     raise EOFError
 
 
+@pytest.mark.long
 def test_what_one_says_of_all_while_they_go_one_by_one(three: Group) -> None:
     survivor = three.followers()[0]
     lost = [each for each in three if each is not survivor]

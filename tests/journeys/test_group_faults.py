@@ -111,6 +111,7 @@ def test_the_leader_is_stopped_in_order(three: Group) -> None:
     assert three.leader().status()["term"] == term + 1
 
 
+@pytest.mark.long
 def test_leadership_is_handed_over_when_asked(three: Group) -> None:
     to = three.followers()[1]
     answer = three.followers()[0].admin("/v1/group/transfer", "POST", body={"to": to.name})
@@ -190,6 +191,7 @@ def test_all_are_restarted_and_nothing_is_lost(three: Group) -> None:
     assert three.leader().status()["revision"] == revision
 
 
+@pytest.mark.long
 def test_all_are_stopped_in_order_and_started_one_by_one(three: Group) -> None:
     assert writes(three["b"], "10.9.0.1:80")
     for each in three:
@@ -270,6 +272,7 @@ def test_a_leader_held_still_for_five_seconds(three: Group) -> None:
     assert writes(old, weight=3)
 
 
+@pytest.mark.long
 def test_short_stalls_under_load_cost_no_election(three: Group) -> None:
     leader = three.leader()
     term = leader.status()["term"]
@@ -339,6 +342,7 @@ def test_what_an_older_version_kept_is_taken_over(alone: Alone, backends: list[B
         one.end()
 
 
+@pytest.mark.long
 def test_a_group_takes_over_what_its_founder_had(group: MakeGroup, backends: list[Backend]) -> None:
     three = group(config_of(backends[:1]))
     write_older_data(three["a"], backends)

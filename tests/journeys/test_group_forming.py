@@ -65,6 +65,7 @@ def test_three_started_at_once(group: MakeGroup, plain: str) -> None:
     assert len(three.agree("source")) == 2
 
 
+@pytest.mark.long
 def test_one_after_another_and_each_serves_at_once(group: MakeGroup, plain: str) -> None:
     three = group(plain)
     for name in "cba":  # The founder comes last.
@@ -100,6 +101,7 @@ def test_one_missing_is_named_and_need_not_be_waited_for(group: MakeGroup, plain
     assert len(ids(three)) == 1
 
 
+@pytest.mark.long
 def test_a_group_that_grows_by_join(group: MakeGroup, plain: str) -> None:
     one = group(plain, "a").start()
     four = Group(one["a"].folder.parent, plain, "bcd")
@@ -140,6 +142,7 @@ def test_a_wiped_box_comes_back_under_a_fresh_id(group: MakeGroup, plain: str) -
     assert len(ids(three)) == 1
 
 
+@pytest.mark.long
 def test_a_name_that_is_taken(group: MakeGroup, alone: Alone, plain: str) -> None:
     three = group(plain).start()
     before = member_id(three["a"], "c")
@@ -155,6 +158,7 @@ def test_a_name_that_is_taken(group: MakeGroup, alone: Alone, plain: str) -> Non
 # --- Those who are not let in -------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_members_of_two_groups_refuse_each_other(
     group: MakeGroup, alone: Alone, plain: str
 ) -> None:
@@ -175,6 +179,7 @@ def test_members_of_two_groups_refuse_each_other(
     assert three["b"].put("127.0.0.1:9", state="disabled").status == 201
 
 
+@pytest.mark.long
 def test_a_wrong_secret_is_logged_once(tmp_path: Path, alone: Alone, plain: str) -> None:
     proxy = Proxy()
     three = Group(tmp_path, plain, network=proxy)
@@ -215,6 +220,7 @@ def test_neither_secret_nor_tls_is_for_loopback_only(alone: Alone, plain: str, w
     assert "tls" in one.log()
 
 
+@pytest.mark.long
 def test_loopback_needs_no_secret(group: MakeGroup, plain: str) -> None:
     three = group(plain, secret="").start()
     assert three["c"].put("127.0.0.1:9", state="disabled").status == 201

@@ -86,6 +86,7 @@ def test_registering_again_does_not_undo_a_drain(three: Group) -> None:
     assert three["a"].admin(path, "DELETE").status == 200
 
 
+@pytest.mark.long
 def test_a_new_leader_lets_nobody_expire_early(three: Group) -> None:
     key = "10.9.5.3:80"
     assert three["a"].put(key, ttl=f"{TTL_SECONDS}s").status == 201
