@@ -259,8 +259,7 @@ class Peers:
                 )
             raise Refusal("no-member", f"{(ours if peer.is_member else peer).name} has not joined")
         if self._is_second(connection):
-            where = f"{peer.name} runs already, at {self._links[peer.member].address}"
-            raise Refusal("second", where, COPIED)
+            raise Refusal("second", f"{peer.name} runs already, at its own address", COPIED)
         callers = sum(each.purpose is Purpose.CALLS and not each.dialled for each in self._all)
         if not connection.dialled and connection.purpose is Purpose.CALLS and callers > CALLERS_MAX:
             raise Refusal("busy", f"{CALLERS_MAX} others ask already")
@@ -268,9 +267,9 @@ class Peers:
     def _is_second(self, connection: PeerConnection) -> bool:
         """Whether the member that dials us runs where it should be, and is another process."""
         link = self._links.get(connection.peer.member)
-        if connection.dialled or link is None or (way := link.connection) is None:
-            return False
-        return way.boot != connection.boot and self._loop.time() - way.last_byte < 2 * PING
+        way = None if link is None or connection.dialled else link.connection
+        alive = way is not None and self._loop.time() - way.last_byte < 2 * PING
+        return alive and way is not None and way.boot != connection.boot
 
     def opened(self, connection: PeerConnection) -> None:
         """Use a connection from now on."""
@@ -491,7 +490,8 @@ class Peers:
                     connection.abort()
             elif connection.state is State.OPEN:
                 if before < connection.born + STOOD <= now:
-                    self._forget_said(connection.peer.name, connection.where)
+                    # Who dials us may share its host with a stranger, of whom all is told.
+                    self._forget_said(connection.peer.name, connection.where * connection.dialled)
                 self._watch(connection, now, claim)
                 if pings:
                     connection.ping()

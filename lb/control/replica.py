@@ -430,16 +430,13 @@ class Replica:
     def restore(self, snapshot: Snapshot) -> None:
         """Start again from a snapshot. It is read in a thread: it may be large."""
         self._restoring = self._loop.create_task(self._restore(snapshot))
+        self._restoring.add_done_callback(self._see_to_bug)
 
     async def _restore(self, snapshot: Snapshot) -> None:
         try:
             registry = await asyncio.to_thread(decode_state, snapshot.data)
         except BadStateError as error:
             self.halt(error.message, error.hint)
-            return
-        except Exception:
-            log.exception("a snapshot of the group's state cannot be read; this is a bug")
-            self.halt("it was sent a state that it cannot read", "report the traceback above")
             return
         self.machine.registry = registry
         self._waiting.skipped(snapshot.meta.index)
@@ -523,10 +520,16 @@ class Replica:
 
     def _wrote_snapshot(self, task: asyncio.Task[None]) -> None:
         self._snapshotting = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._loop.call_exception_handler(
-                {"message": "a snapshot failed; this is a bug", "exception": error}
-            )
+        self._see_to_bug(task, halts=False)
+
+    def _see_to_bug(self, task: asyncio.Task[None], *, halts: bool = True) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._loop.call_exception_handler(
+            {"message": "a snapshot failed; this is a bug", "exception": error}
+        )
+        if halts:  # What the core hands out next would be applied to another state.
+            self.halt("it could not take in a snapshot", "report the traceback above; restart")
 
     def _compact(self) -> None:
         index = self.node.compact(self._log.snapshot_meta().index - TRAILING_ENTRIES)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from peers_kit import Instance, claim_of, instances, message, run, some, until, with_secret
+
+from lb.control import peers
+from lb.control.peers import Security
 
 
 @pytest.mark.parametrize("copy_comes_first", [False, True])
@@ -45,3 +50,29 @@ def test_a_member_that_has_moved_is_let_in_when_it_runs_no_more_where_it_was() -
             await until(lambda: moved.reaches(b))
 
     run(test())
+
+
+def test_a_stranger_behind_a_member_s_address_is_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ends the silence about a member does not end that about whoever shares its host."""
+    monkeypatch.setattr(peers, "STOOD", 0.3)
+
+    async def test() -> None:
+        a, b = some(2, with_secret)
+        stranger = Instance(claim_of("x", 9), another_secret())
+        async with instances(a, b, stranger):
+            a.meet(b)
+            b.meet(a)
+            stranger.meet(a)
+            await until(lambda: a.reaches(b) and "which says it is x" in caplog.text)
+            began = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() > began + 2.0)
+            told = [each for each in caplog.messages if "which says it is x" in each]
+            assert len(told) == 1
+
+    run(test())
+
+
+def another_secret() -> Security:
+    return Security.secret((b"not the same secret, by no means",))
