@@ -9,7 +9,7 @@ TEST_PACKAGES := nginx-light haproxy wrk curl chromium openssl slowhttptest
 BENCH_PACKAGES := nginx-light haproxy caddy wrk openssl
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-group test lint types fmt transcripts bench bench-group load clean simulate mutants soak test-packages bench-packages bench-group-packages
+.PHONY: help run demo demo-group test lint types fmt transcripts bench bench-group load clean simulate mutants soak soak-deep test-packages bench-packages bench-group-packages
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -31,9 +31,14 @@ simulate: $(VENV)/.installed-dev ## Break a group in every way: SEED=7, or SECON
 mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulator must catch each
 	PYTHONPATH=tests $(BIN)/python -m simulator.mutants
 
-soak: $(VENV)/.installed-dev ## The simulator with all mutants, real instances under fire, the wire's fuzzers: ten minutes each
-	SIMULATOR_SECONDS=600 $(BIN)/python -m pytest tests/simulator
-	CHAOS_SECONDS=600 CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
+soak: $(VENV)/.installed-dev test-packages ## An instance under load and random faults, what reloads cost, long tests: SECONDS=600, SEED=7
+	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(or $(SECONDS),600) --seed $(or $(SEED),7)
+	PYTHONPATH=tests $(BIN)/python -m soak.reloads
+	$(BIN)/python -m pytest -m long
+
+soak-deep: $(VENV)/.installed-dev ## The simulator with all mutants, a real group under fire, the wire's fuzzers: SECONDS=600 each
+	SIMULATOR_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/simulator
+	CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
 	WIRE_SECONDS=$(or $(SECONDS),100) WIRE_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/wire/test_fuzz.py tests/wire/test_fuzz_nginx.py
 
 lint: $(VENV)/.installed-dev ## Check style, format and spelling

@@ -2,7 +2,7 @@
 
 Hazards 16, 24, 25, 26, 27, 28 and 32, T62 and T65: brought about, and looked for, in every
 run. (Leases, and so 27 and T65, in one of four.)
-`make soak` runs more seeds, long ones, and all mutants: see SIMULATOR_SECONDS.
+`make soak-deep` runs more seeds, long ones, and all mutants: see SIMULATOR_SECONDS.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from lb.model import Upstream, UpstreamTimeouts
 from lb.proxy import deadlines
 from wire.kit import Connection, Origin, Proxy, read_all, until
 
-SOAK_S: Final = float(os.environ.get("WIRE_SECONDS", "0"))  # for each test here, `make soak`
+SOAK_S: Final = float(os.environ.get("WIRE_SECONDS", "0"))  # for each test here: `make soak-deep`
 SEED: Final = int(os.environ.get("WIRE_SEED", "20240229"))
 MUTANTS: Final = 1200
 EXAMPLES: Final = 400
