@@ -33,6 +33,7 @@ class Waiting:
         self._number = 0
         self._unplaced: dict[bytes, Answer] = {}
         self._placed: dict[int, list[tuple[int, Answer]]] = defaultdict(list)  # By index: term.
+        self._places: dict[bytes, int] = {}
         self._reads: dict[bytes, asyncio.Future[End | None]] = {}
 
     def __len__(self) -> int:
@@ -60,6 +61,11 @@ class Waiting:
         """Nobody waits for this one any more."""
         self._unplaced.pop(ctx, None)
         self._reads.pop(ctx, None)
+        place = self._places.pop(ctx, None)
+        if place in self._placed:
+            self._placed[place] = [each for each in self._placed[place] if not each[1].done()]
+            if not self._placed[place]:
+                del self._placed[place]
 
     def place(self, placed: Placed, applied: int) -> None:
         """A proposal has a place. A leader may tell of it when it has long been applied here."""
@@ -71,6 +77,7 @@ class Waiting:
             answer.set_result(End.UNKNOWN)
         else:
             self._placed[placed.index].append((placed.term, answer))
+            self._places[placed.ctx] = placed.index
 
     def applied(self, entry: Entry, applied: Applied) -> None:
         """An entry has been applied: those who wait for that place know how it ended."""

@@ -11,8 +11,9 @@ from control.test_replica import Box, Wires, backends, file, group_of, put, run,
 from lb.control.state_machine import CannotApplyError, StateMachine
 from lb.control.storage import DiskFullError, Storage
 from lb.control.store import NoQuorum, NotStored, UnknownOutcome
+from lb.control.waiting import Waiting
 from lb.raft.members import Change, ConfChange
-from lb.raft.messages import Dropped, Entry, Failed, Fate, Kind
+from lb.raft.messages import Dropped, Entry, Failed, Fate, Kind, Placed
 from lb.registry import Registry
 
 
@@ -156,5 +157,20 @@ def test_a_leader_without_room_takes_no_writes_of_others(
             assert backends(leader) == backends(other) == {"10.0.0.1:80"}
             monkeypatch.setattr(leader._disk._storage, "full", False)
             await leader.propose(put("10.0.0.2:80"))
+
+    run(work)
+
+
+def test_what_nobody_waits_for_takes_no_room() -> None:
+    async def work() -> None:
+        waiting = Waiting()
+        for number in range(10):
+            ctx = waiting.new_ctx()
+            answer = waiting.proposed(ctx)
+            waiting.place(Placed(ctx, 100 + number // 2, 3), 0)
+            assert len(waiting)
+            answer.cancel()  # Its time is up, and the log never came so far.
+            waiting.forget(ctx)
+        assert len(waiting) == 0
 
     run(work)
