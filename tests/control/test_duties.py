@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from control.test_replica import run, until
+from test_replica import run, until
 
 from lb.control.duties import Duties, Wish
 from lb.control.replica import Replica

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from control.test_group import BY, alone, backends, file, put, run
+from test_group import BY, alone, backends, file, put, run
 
 from lb.config.group import Group as GroupConfig
 from lb.control.forming import Answer

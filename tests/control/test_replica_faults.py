@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from control.test_replica import Box, Wires, backends, file, group_of, put, run, until
+from test_replica import Box, Wires, backends, file, group_of, put, run, until
 
 from lb.control.state_machine import CannotApplyError, StateMachine
 from lb.control.storage import DiskFullError, Storage
