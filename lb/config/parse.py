@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import suppress
 from typing import Any
 
 from lb.build import BUILD
@@ -21,6 +22,7 @@ from lb.config.secrets import REVEALED
 from lb.errors import OperatorError, OurError
 
 PARSE_SECONDS_MAX = 30.0
+NICER = 10  # A reload may take a moment longer where workers need the CPU for those they serve.
 PATIENCE = 10.0  # Seconds for a certificate and a key to match that are being replaced.
 OUTPUT_BYTES_MAX = 64 * 1024 * 1024  # 1 MiB of plain addresses becomes some 20 MiB.
 STDERR_BYTES_MAX = 64 * 1024
@@ -31,6 +33,8 @@ async def parse_in_child(path: str) -> Loaded:
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "lb.config.parse", path), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
     )
+    with suppress(ProcessLookupError):  # Done already.
+        os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICER)
     try:
         async with asyncio.timeout(PARSE_SECONDS_MAX):
             out, err = await _outcome(child)

@@ -57,7 +57,7 @@ class Raw:
                 finally:
                     self.at_once -= 1
 
-    def sleep(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Let time pass, but for a close."""
         self._stopping.wait(seconds)
 
@@ -127,7 +127,7 @@ def test_a_head_octet_by_octet(raw: MakeRaw, backends: list[Backend], daemon: Ma
     def trickle(sock: socket.socket) -> None:
         for octet in b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok":
             sock.sendall(bytes((octet,)))
-            slow.sleep(0.1)
+            slow.pause(0.1)
 
     slow = raw(trickle)
     one = daemon(beside(backends, slow.address, 'response = "600ms"')).start()
@@ -144,7 +144,7 @@ def test_a_body_octet_by_octet(raw: MakeRaw, backends: list[Backend], daemon: Ma
         sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
         for octet in b"a long story":
             sock.sendall(bytes((octet,)))
-            slow.sleep(PATIENCE if stops.is_set() else 0.15)
+            slow.pause(PATIENCE if stops.is_set() else 0.15)
 
     slow = raw(trickle)
     one = daemon(beside(backends, slow.address, 'response = "5s", stall = "700ms"')).start()

@@ -21,7 +21,7 @@ from journeys.conftest import config_of
 from journeys.kit import PATIENCE, Daemon, free_ports, offspring, until
 from journeys.test_bad_backends import Process
 from journeys.test_overload import memory
-from soak.clients import Client, Failure, asking
+from soak.clients import Client, Failure, asking, pass_time
 from soak.faults import FAULTS, Fault, Scene
 
 GROWN_MIB_MAX = 24.0  # Of all processes together; most of them have been replaced meanwhile.
@@ -104,7 +104,7 @@ def strike(scene: Scene, seconds: float) -> list[Strike]:
         fault.strike(scene)
         scene.settle()
         strikes[-1].ended = time.monotonic()
-        time.sleep(BETWEEN)
+        pass_time(BETWEEN)
     return strikes
 
 
@@ -147,7 +147,7 @@ def main() -> int:
     ):
         one = scene.one
         with asking(clients_of(one.port)) as clients:
-            time.sleep(WARM_UP)
+            pass_time(WARM_UP)
             start = size_of(one)
             strikes = strike(scene, given.seconds)
             until(lambda: size_of(one).descriptors <= start.descriptors + GROWN_DESCRIPTORS_MAX,

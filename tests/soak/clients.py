@@ -88,6 +88,11 @@ class Client(threading.Thread):
         return "" if answer.status == 200 else str(answer.status)
 
 
+def pass_time(seconds: float) -> None:
+    """Let others work for so long: here that is what is measured."""
+    threading.Event().wait(seconds)
+
+
 @contextmanager
 def asking(clients: list[Client]) -> Iterator[list[Client]]:
     """Have clients ask for the time of the block."""

@@ -7,14 +7,13 @@ import random
 import resource
 import signal
 import socket
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from journeys.kit import Daemon, until
 from journeys.test_bad_backends import Process, is_out
-from soak.clients import Failure
+from soak.clients import Failure, pass_time
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 IDLE, ABANDONED, SPARE = 500, 200, 100
@@ -126,7 +125,7 @@ def drain(scene: Scene) -> None:
     """Take one out by the API, and back."""
     path = f"/v1/upstreams/app/backends/{scene.rng.choice(scene.backends).address}"
     assert scene.one.admin(path, "PATCH", body={"state": "draining"}).status == 200
-    time.sleep(0.5)
+    pass_time(0.5)
     assert scene.one.admin(path, "PATCH", body={"state": "active"}).status == 200
 
 
@@ -140,7 +139,7 @@ def idle_crowd(scene: Scene) -> None:
     """Have many clients who say nothing."""
     with ExitStack() as stack:
         crowd = [stack.enter_context(scene.connect(number)) for number in range(IDLE)]
-        time.sleep(1.0)
+        pass_time(1.0)
         assert len(crowd) == IDLE
 
 
@@ -159,12 +158,12 @@ def no_descriptors(scene: Scene) -> None:
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     few = len(os.listdir(f"/proc/{pid}/fd")) + SPARE
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (few, before[1]))
-    time.sleep(LOOKS_WITHIN)  # It is no secret from a worker: it looks each second.
+    pass_time(LOOKS_WITHIN)  # It is no secret from a worker: it looks each second.
     try:
         with ExitStack() as stack:
             for number in range(3 * SPARE):
                 stack.enter_context(scene.connect(number))
-            time.sleep(LOOKS_WITHIN)
+            pass_time(LOOKS_WITHIN)
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
 
@@ -173,9 +172,9 @@ def starve(scene: Scene) -> None:
     """Let the whole instance stand still for moments."""
     for _ in range(10):
         scene.one.send_all(signal.SIGSTOP)
-        time.sleep(0.2)
+        pass_time(0.2)
         scene.one.send_all(signal.SIGCONT)
-        time.sleep(0.1)
+        pass_time(0.1)
 
 
 def rotate(scene: Scene) -> None:

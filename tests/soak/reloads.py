@@ -6,7 +6,7 @@ routes and a backend's weight. What is wanted: nothing fails, and the p99 with t
 `RATIO_MAX` times the one without; the median over the rounds counts, since a neighbour's burst
 is in one of the two by chance.
 
-    PYTHONPATH=tests python -m soak.reloads [--rounds 5] [--seconds 8]
+    PYTHONPATH=tests python -m soak.reloads [--rounds 3] [--seconds 20]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from journeys.conftest import config_of
 from journeys.kit import Backend, Daemon
-from soak.clients import Client, asking
+from soak.clients import Client, asking, pass_time
 
 RELOADS = 20
 RATIO_MAX = 1.5
@@ -40,8 +40,8 @@ def turn(one: Daemon, seconds: float, reloads: int) -> tuple[float, int]:
                 + f'[route.r{number}]\npath = "/r{number}"\nrespond = {{ status = 204 }}\n'
             )
             assert one.admin("/v1/config/reload", "POST").status == 200
-            time.sleep(max(0.0, began + (number + 1) * seconds / reloads - time.monotonic()))
-        time.sleep(max(0.0, began + seconds - time.monotonic()))
+            pass_time(max(0.0, began + (number + 1) * seconds / reloads - time.monotonic()))
+        pass_time(max(0.0, began + seconds - time.monotonic()))
     one.write(config)
     took = [each for client in clients for each in client.tally.took]
     failed = sum(len(client.tally.failures) for client in clients)
@@ -51,8 +51,8 @@ def turn(one: Daemon, seconds: float, reloads: int) -> tuple[float, int]:
 def main() -> int:
     """Measure and print; 1 if what is wanted is missed."""
     parser = argparse.ArgumentParser(description="What reloads cost those who are served.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each turn")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each turn")
     given = parser.parse_args()
     backends = [Backend(name) for name in "ab"]
     ratios, failed = [], 0
