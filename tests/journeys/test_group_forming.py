@@ -127,7 +127,8 @@ def test_a_group_that_grows_by_join(group: MakeGroup, plain: str) -> None:
 def test_a_wiped_box_comes_back_under_a_fresh_id(group: MakeGroup, plain: str) -> None:
     three = group(plain).start()
     before = member_id(three["a"], "c")
-    assert three["b"].put("127.0.0.1:9", state="disabled").status == 201
+    # Not before the group has what the files say: till then it knows no upstream.
+    until(lambda: three["b"].put("127.0.0.1:9", state="disabled").status == 201, "a write")
     three["c"].end()
     three["c"].wipe()
     three["c"].launch()
