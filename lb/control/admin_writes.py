@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ log = logging.getLogger("lb.admin")
 # while in which nothing else happens here, the group included.
 READING_AGE_MAX = 5.0
 ROUTED_SECONDS_MAX = 1.0  # So long an answer waits for the workers.
+LOOK_SECONDS = 0.02  # So often, and so many times, one looks whether the file's upstream is known.
+KNOWN_LOOKS_MAX = 100
 
 FIELDS = ("address", "name", "weight", "state", "backup", "labels", "ttl")
 STATES = tuple(state.value for state in State)
@@ -124,6 +127,7 @@ class Writes:
         wait = request.query.get("wait")
         if wait not in (None, "all"):
             raise Problem("bad-request", f'"{wait}" is not a value of ?wait', "it takes all")
+        await self._until_known(command.upstream)
         try:
             reply = await desk.store.propose(command)
         except UnknownOutcome as error:
@@ -155,6 +159,20 @@ class Writes:
             ETag=f'"{etag}"',
             X_Revision=str(desk.routed_revision()),
         )
+
+    async def _until_known(self, upstream: str) -> None:
+        """
+        Wait a moment for an upstream of which only the file knows.
+
+        What files say is proposed once the group has a leader, and so may a first write be.
+        """
+        desk = self._desk
+        for _ in range(KNOWN_LOOKS_MAX):
+            if upstream not in desk.config.upstream or upstream in desk.store.registry.upstreams:
+                return
+            if not desk.group.standing().quorum:
+                return  # `propose` says so, in its own time.
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _common(self, request: web.Request) -> dict[str, Any]:
         """What every command carries."""

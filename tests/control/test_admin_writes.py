@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,19 @@ def test_put_adds_a_backend(office: Office) -> None:
     assert plain["backend"]["source"] == "api"
     assert answer.headers["ETag"] == '"3"'
     assert office.backend("127.0.0.1:9009")["changed"]["by"]["member"] == "a"
+
+
+def test_a_first_write_waits_for_what_the_file_says(office: Office) -> None:
+    """A group that has just been founded learns of the file's upstreams a moment later."""
+    store = office.desk.store
+    known, registry = store.registry, replace(store.registry, upstreams={})
+    store.registry = registry
+    threading.Timer(0.2, lambda: setattr(store, "registry", known)).start()
+
+    assert office.ask("PUT", f"{APP}/backends/127.0.0.1:9009", {"weight": 3}).status == 201
+
+    store.registry, office.desk.group.quorum = registry, False
+    assert office.ask("PUT", f"{APP}/backends/127.0.0.1:9009", {"weight": 3}).status == 404
 
 
 def test_put_of_a_name_needs_its_address(office: Office) -> None:

@@ -37,8 +37,8 @@ def ids(group: Group) -> set[str]:
 
 def member_id(asked: Instance, name: str) -> str:
     """Return a member's id, as another shows it."""
-    [found] = [each["id"] for each in asked.standing()["members"] if each["name"] == name]
-    return str(found)
+    found = [each["id"] for each in asked.standing()["members"] if each["name"] == name]
+    return str(found[0]) if found else ""
 
 
 def is_voter(asked: Instance, name: str) -> bool:
