@@ -35,6 +35,7 @@ soak: $(VENV)/.installed-dev test-packages ## An instance under load and random 
 	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(or $(SECONDS),600) --seed $(or $(SEED),7)
 	PYTHONPATH=tests $(BIN)/python -m soak.reloads
 	$(BIN)/python -m pytest -m long
+	RELOADS=1000 $(BIN)/python -m pytest tests/journeys/test_faults_processes.py -k many_reloads
 
 soak-deep: $(VENV)/.installed-dev ## The simulator with all mutants, a real group under fire, the wire's fuzzers: SECONDS=600 each
 	SIMULATOR_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/simulator

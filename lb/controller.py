@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import random
 import socket
 import sys
@@ -85,28 +86,27 @@ class Controller:
         self._early: list[tuple[Message, list[int]]] = []  # Links and reloads before we can.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closers: list[Callable[[], Awaitable[None]]] = []  # In the order of opening.
-        self._reading: Reading | None = None
-        self._read_at = 0.0
-        self._reading_of: tuple[int, ...] = ()  # The slots in it.
         self._lock: DataDirLock | None = None
 
-    async def main(self, fd: int) -> int:
-        """Work until the supervisor says otherwise, or is gone; return the exit status."""
+    async def main(self, fd: int) -> bool:
+        """Work until the supervisor says otherwise, or is gone; return whether to begin anew."""
         self._loop = asyncio.get_running_loop()
-        self._end: asyncio.Future[None] = self._loop.create_future()
+        self._end: asyncio.Future[bool] = self._loop.create_future()
         self._welcomed: asyncio.Future[tuple[Message, list[int]]] = self._loop.create_future()
         self._post = Post(fd, self._told, self._finish, self._take_asked, role="controller")
         self._supervising = Supervising(self._post)
         working = self._loop.create_task(self._work())
         try:
-            await asyncio.wait({working, self._end}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {working, self._end}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 working.result()
         finally:
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
             await self._close()
-        return 0
+            self._post.close()
+        return self._end.done() and self._end.result()
 
     async def _work(self) -> None:
         await self._begin(*await self._welcomed)
@@ -118,11 +118,12 @@ class Controller:
     async def _begin(self, welcome: Message, fds: list[int]) -> None:
         self._pid, self._started = welcome["pid"], welcome["started"]
         self._stopping = welcome["stopping"]
-        self._supervising.failed_upgrade = welcome["upgrade"]
+        self._supervising.take_welcome(welcome)
         if welcome["ended"]:
             log.warning("the controller before this one %s", welcome["ended"])
         kept = kept_edition(fds)
-        self._in_force = await self._config_to_start_with(kept)
+        in_force = await self._config_to_start_with(kept)
+        self._in_force = in_force.with_workers(welcome["slots"])
         config = self._in_force.loaded.config
         await self._open_data_dir(config, welcome["disk_failed"])
         self._certificates = CertificateStore(wall_time, self._certificates_changed)
@@ -272,11 +273,14 @@ class Controller:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in self._linked.values():
+            stream.close()
         async with AsyncExitStack() as stack:
             if self._lock is not None:
                 stack.callback(self._lock.release)
             for close in self._closers:
                 stack.push_async_callback(close)
+        self._supervising.close()
 
     # The supervisor's channel
 
@@ -289,9 +293,11 @@ class Controller:
             "link": self._take_link,
             "reload": self._take_reload,
             "upgraded": self._supervising.upgraded,
+            "yours": self._supervising.yours,
             "unready": self._take_unready,
             "reopen": self._take_reopen,
             "stop": self._take_stop,
+            "rest": self._take_stop,
         }[message["kind"]](message, fds)
 
     def _take_welcome(self, message: Message, fds: list[int]) -> None:
@@ -322,13 +328,13 @@ class Controller:
     def _take_reopen(self, _: Message, __: list[int]) -> None:
         daemonlog.reopen()
 
-    def _take_stop(self, _: Message, __: list[int]) -> None:
-        self._finish()
+    def _take_stop(self, message: Message, _: list[int]) -> None:
+        self._finish(again=message["kind"] == "rest")
 
-    def _finish(self) -> None:
+    def _finish(self, *, again: bool = False) -> None:
         """End: told to, or the supervisor is gone, and with it all that we serve."""
         if not self._end.done():
-            self._end.set_result(None)
+            self._end.set_result(again)
 
     def _take_asked(self) -> bool:
         asked, self._asked = self._asked, False
@@ -477,7 +483,7 @@ class Controller:
             workers=self._standings(),
             stopping=self._stopping,
             certificates=self._certificates.standing(),
-            upgrade=self._supervising.failed_upgrade,
+            upgrade=self._supervising.upgrading,
         )
 
     def checks(self, upstream: str) -> Mapping[str, Check]:
@@ -507,16 +513,7 @@ class Controller:
 
     def reading(self, max_age: float = 0.0) -> Reading:
         """Return all counters, added up now or a little ago."""
-        now = self._loop.time()
-        if self._reading is None or self._reading_of != tuple(self._supervising.metrics):
-            if self._reading is not None:
-                self._reading.close()
-            self._reading_of = tuple(self._supervising.metrics)
-            self._reading = Reading(self._supervising.metrics.values())
-        elif now - self._read_at < max_age:
-            return self._reading
-        self._read_at = now
-        return self._reading.refresh()
+        return self._supervising.reading(self._loop.time(), max_age)
 
     def unready(self) -> str:
         """Say why no traffic should come here; nothing if it should."""
@@ -546,13 +543,16 @@ class Controller:
         """Reload, or say what one would do."""
         if dry_run:
             return await self._reloader.reload(by, dry_run=True, force=force)
+        self._supervising.reloading()
         try:
             reply = await self._reloader.reload(by, force=force)
         except AccordError as error:
+            self._supervising.reloaded(error.brief)
             self._reloads["failed"] += 1
             self._error = error.message
             log.warning("a reload changed nothing (asked by %s): %s", asker(by), error.brief)
             raise
+        self._supervising.reloaded()
         self._reloads["ok"] += 1
         self._error = None
         log.info(
@@ -576,11 +576,23 @@ class Controller:
         return await self._supervising.upgrade()
 
 
+async def work(config_path: str, fd: int) -> int:
+    """
+    Be the controller, and begin anew as often as the supervisor wants it.
+
+    While another program takes over we hold nothing, but are there: if it fails, what we were
+    started from may be gone from disk.
+    """
+    while await Controller(config_path).main(os.dup(fd)):
+        log.debug("at rest: another program's controller works")
+    return 0
+
+
 def main() -> int:
     """Run the controller."""
     words = child.parse_words(fd=int, config=str)
     daemonlog.start("controller")
-    return child.main(lambda: Controller(words.config).main(words.fd))
+    return child.main(lambda: work(words.config, words.fd))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,15 @@ A child says `hello` first and obeys nothing but its channel and that channel's 
     supervisor -> worker      welcome   slot, workers, drain, log, stopping; counters, edition
                               sockets   open: [[address, slot], ..], one descriptor each
                               return    slot: these queues have their own worker again
-                              forget    addresses: accept to empty, then close
+                              forget    addresses: accept to empty, then close; given: of these
+                                        somebody else holds the socket too; slots (null: all)
                               settings  drain, log
                               edition   to serve by while no controller is up; one descriptor
                               drain     seconds: accept no more, finish what runs, end
-    supervisor -> controller  welcome   first, stopping, held {address: own}, ended, upgrade, pid;
-                                        edition
+    supervisor -> controller  welcome   first, stopping, held {address: own}, ended, upgrade,
+                                        taking, slots, pid; edition
+                              rest      let go of all, then say hello again and wait
+                              yours     an upgrade is done: the instance is ours
                               metrics   slots, one descriptor each
                               workers   who works in which slot, whenever that changes
                               bound     id, error, hint; a descriptor for each of `own`
@@ -33,6 +36,7 @@ A child says `hello` first and obeys nothing but its channel and that channel's 
                               edition   number; one descriptor, sealed
                               restart   slot: this worker is silent, replace it
                               stop      drain (null: as configured)
+                              reloading, reloaded  error: a reload begins, is over
                               upgrade   id: run what is installed now
                               up        the start is over
     worker -> controller      hello     slot, build, number, parts {name: digest} that it holds

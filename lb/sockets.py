@@ -65,7 +65,8 @@ class Held:
     sockets: list[socket.socket]
     file: tuple[str, int, int] | None = None  # Path, device and inode that we made.
     own: bool = False  # Not dealt to workers: the controller's.
-    shared: bool = False  # One queue, of which every worker takes: unix, or inherited.
+    shared: bool = False  # One queue, of which every worker takes: unix, or given.
+    given: bool = False  # By a service manager, who goes on holding it.
 
     def of(self, slot: int) -> socket.socket:
         """Return the socket that a slot's worker accepts on."""
@@ -78,6 +79,7 @@ class Sockets:
 
     slots: int = 1
     held: dict[str, Held] = field(default_factory=dict)
+    given: list[socket.socket] = field(default_factory=list)  # By a service manager.
     theirs: bool = False  # Files are another program's to remove: of one that we follow, or leave.
 
     async def ensure(
@@ -132,6 +134,12 @@ class Sockets:
                 raise _explained(address, error) from None
         self.held[address] = held
 
+    def unused(self) -> list[str]:
+        """Return where sockets listen that we were given and have no use for."""
+        held = [each.sockets[0].getsockname() for each in self.held.values() if each.given]
+        names = [sock.getsockname() for sock in self.given]
+        return [str(name) for name in names if name not in held]
+
     def listeners(self) -> list[str]:
         """Return the addresses that are dealt to workers."""
         return [address for address, held in self.held.items() if not held.own]
@@ -142,6 +150,9 @@ class Sockets:
 
     async def _bind(self, address: str, own: bool, patience: float) -> Held:
         place = parse(address)
+        for sock in self.given:
+            if _is_at(sock, place):
+                return Held([sock.dup()], own=own, shared=True, given=True)
         deadline = asyncio.get_running_loop().time() + patience
         while True:
             try:
@@ -153,6 +164,14 @@ class Sockets:
                 if error.errno != errno.EADDRINUSE or asyncio.get_running_loop().time() >= deadline:
                     raise _explained(address, error) from None
             await asyncio.sleep(PROBE_STEP)
+
+
+def _is_at(sock: socket.socket, place: Place) -> bool:
+    """Whether a socket that we were given listens where a place is."""
+    if sock.family != place.family:
+        return False
+    name = sock.getsockname()
+    return bool((name if sock.family == socket.AF_UNIX else name[:2]) == place.sockaddr)
 
 
 def _probe(place: Place) -> None:

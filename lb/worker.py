@@ -190,8 +190,14 @@ class Worker:
         self._leave(lent, for_good=False)
 
     async def _forget(self, message: Message, _: list[int]) -> None:
-        gone = set(message["addresses"])
-        self._leave({queue for queue in self._queues() if queue[0] in gone}, for_good=True)
+        given, slots = message["given"], message["slots"]
+        gone = {queue for queue in self._queues() if queue[0] in message["addresses"]}
+        if slots is not None:
+            gone = {queue for queue in gone if queue[1] in slots}
+        # What a service manager holds is to take clients again one day, ours or another's.
+        kept = {queue for queue in gone if queue[0] in given}
+        self._leave(gone - kept, for_good=True)
+        self._leave(kept, for_good=False)
 
     def _leave(self, queues: set[Queue], *, for_good: bool) -> None:
         for queue in queues:

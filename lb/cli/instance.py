@@ -215,7 +215,7 @@ def _print_status(plain: dict[str, Any], upstreams: list[dict[str, Any]]) -> Non
         f"config     generation {config['generation']}, {config['source']}"
         f", on disk: {config['on_disk']}"
     )
-    if plain.get("upgrade"):
+    if plain.get("upgrade") and plain["upgrade"]["error"]:
         click.echo(f"upgrade    the last one failed: {plain['upgrade']['error']}")
     if config["error"]:
         click.echo("  the last reload failed:")

@@ -56,6 +56,8 @@ def _outcome(instance: Admin, pid: int, before: object) -> dict[str, object]:
         except (UnreachableError, RefusedError):
             return False
         failed = plain.get("upgrade")
+        if failed and failed["state"] != "failed":
+            return False
         if failed and failed != before:
             raise OperatorError(failed["error"], "the old program goes on; see its log")
         if pid and plain["pid"] != pid:

@@ -56,7 +56,7 @@ class Standing:
     `reloads` counts reloads by result (`ok`, `failed`); `reloaded` is the time of the last good
     one. `certificates`: `{"used_by", "cert", "names", "expires", "error"}` of each.
     `stopping` is true from the first stop signal on. `pid` is the supervisor's. `upgrade`:
-    `{"error", "at"}` of the last that failed.
+    `{"state", "error", "at"}`: one that failed, or under way.
     """
 
     name: str

@@ -6,7 +6,7 @@ was in force, not what may stand in the file by now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -34,6 +34,16 @@ class InForce:
             "since": self.since,
         }
         return orjson.dumps(plain)
+
+    def with_workers(self, count: int) -> InForce:
+        """Return it with so many workers as there are; an upgrade is what may change them."""
+        node = self.loaded.config.node
+        if count in (0, node.worker_count()):
+            return self
+        config = self.loaded.config.model_copy(
+            update={"node": node.model_copy(update={"workers": count})}
+        )
+        return replace(self, loaded=replace(self.loaded, config=config))
 
     @classmethod
     def from_part(cls, body: bytes) -> InForce:

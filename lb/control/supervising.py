@@ -12,6 +12,7 @@ from lb import link
 from lb.control.desk import WorkerStanding
 from lb.errors import OperatorError, StartError
 from lb.link import Message
+from lb.metrics import Reading
 
 BIND_SECONDS_MAX = 10.0  # The supervisor tries for 2 s; it has other things to do, but not many.
 UPGRADE_SECONDS_MAX = 60.0  # It gives up before that by itself.
@@ -34,7 +35,10 @@ class Supervising:
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._workers: list[Message] = []
         self.metrics: dict[int, int] = {}  # The counters' memory of each slot, and retired ones.
-        self.failed_upgrade: Mapping[str, Any] | None = None  # `error` and `at` of the last.
+        self._reading: Reading | None = None
+        self._read_at = 0.0
+        self._reading_of: tuple[int, ...] = ()  # The slots in it.
+        self.upgrading: Mapping[str, Any] | None = None  # How the last went, if it is not done.
 
     # What it told
 
@@ -46,10 +50,22 @@ class Supervising:
         else:
             answer.set_result((message, fds))
 
+    def take_welcome(self, message: Message) -> None:
+        """Take what came of the last upgrade: we may stand in the middle of it."""
+        failed = message["upgrade"]
+        self.upgrading = {"state": "failed", **failed} if failed else None
+        if message["taking"]:
+            self.upgrading = {"state": "taking over", "error": None, "at": None}
+
+    def yours(self, _: Message, __: list[int]) -> None:
+        """Hear that the program before ours has left the instance to us."""
+        self.upgrading = None
+
     def upgraded(self, message: Message, _: list[int]) -> None:
         """Take how an upgrade went, as far as that is known; we may not have asked for it."""
         if message["error"]:
-            self.failed_upgrade = {"error": message["error"], "at": message["at"]}
+            error, at = message["error"], message["at"]
+            self.upgrading = {"state": "failed", "error": error, "at": at}
         answer = self._answers.pop(message["id"], None)
         if answer is not None and not answer.done():
             answer.set_result((message, []))
@@ -78,6 +94,18 @@ class Supervising:
             )
             for each in self._workers
         ]
+
+    def reading(self, now: float, max_age: float = 0.0) -> Reading:
+        """Return all counters, added up now or a little ago."""
+        if self._reading is None or self._reading_of != tuple(self.metrics):
+            if self._reading is not None:
+                self._reading.close()
+            self._reading_of = tuple(self.metrics)
+            self._reading = Reading(self.metrics.values())
+        elif now - self._read_at < max_age:
+            return self._reading
+        self._read_at = now
+        return self._reading.refresh()
 
     # What is asked of it
 
@@ -112,6 +140,21 @@ class Supervising:
     def stop(self, drain: float | None) -> None:
         """Have the whole instance stopped gracefully."""
         self._post.send("stop", drain=drain)
+
+    def close(self) -> None:
+        """Let go of what it gave us."""
+        if self._reading is not None:
+            self._reading.close()
+        link.close_all(list(self.metrics.values()))
+        self.metrics.clear()
+
+    def reloading(self) -> None:
+        """Say that a reload begins."""
+        self._post.send("reloading")
+
+    def reloaded(self, error: str = "") -> None:
+        """Say that it is over, and why it changed nothing if so."""
+        self._post.send("reloaded", error=error)
 
     def up(self) -> None:
         """Say that our start is over."""

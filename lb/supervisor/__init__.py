@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from lb.errors import OperatorError
 from lb.link import Message
 from lb.supervisor.control import Control
 from lb.supervisor.instance import Instance, Phase
+from lb.supervisor.service import ServiceManager, given_sockets
 from lb.supervisor.stopping import Stopping
 from lb.supervisor.taking_over import TakingOver
 from lb.supervisor.upgrading import Upgrading
@@ -46,20 +48,27 @@ class Supervisor:
         self._workers = Workers(instance, self)
         self._control = Control(instance, self._workers, self)
         self._stopping = Stopping(instance, self._workers, self)
-        self._upgrading = Upgrading(instance, self._control, self._stopping)
+        self._service = ServiceManager(os.environ, loop)
+        self._upgrading = Upgrading(instance, self._control, self._stopping, self._service)
+        self._before_ready = {"the controller", "all workers"}
         self._taking: TakingOver | None = None
         if fd is not None:
             parts = (self._workers, self._control, self._stopping, self._upgrading)
             self._taking = TakingOver(fd, instance, *parts)
 
-    async def main(self) -> int:
+    async def main(self, given: list[tuple[str, socket.socket]]) -> int:
         """Run until told to stop, or until the start has failed; return the exit status."""
         self._take_signals()
+        for name, sock in given:
+            log.info("given by the service manager: %s, %s", name, sock.getsockname())
+            self._instance.sockets.given.append(sock)
         if self._taking is None:
             self._control.start()
         try:
             return await self._instance.exit
         finally:
+            # A signal that comes only now is too late to change anything but our exit status.
+            signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_SUPERVISOR)
             self._instance.sockets.close()
 
     # Signals
@@ -126,7 +135,8 @@ class Supervisor:
         self._stopping.go_on()
 
     def stop_begins(self) -> None:
-        """Give up an upgrade."""
+        """Say so, and give up an upgrade."""
+        self._service.stopping()
         self._upgrading.cancel()
 
     def last_gone(self) -> None:
@@ -141,9 +151,31 @@ class Supervisor:
         self._upgrading.asked(number)
 
     def controller_up(self) -> None:
-        """Tell the program before us."""
+        """Tell the program before us, or whoever waits for our start."""
         if self._taking is not None:
             self._taking.controller_up()
+        self._come("the controller")
+
+    def all_serve(self) -> None:
+        """Tell whoever waits for our start."""
+        self._come("all workers")
+
+    def _come(self, who: str) -> None:
+        if who in self._before_ready:
+            self._before_ready.remove(who)
+            if not self._before_ready:
+                self._service.ready(self._workers.in_words())
+                for where in self._instance.sockets.unused():
+                    log.warning("%s, from the service manager, is no address of the config", where)
+
+    def reloading(self) -> None:
+        """Tell whoever asked for it."""
+        self._service.reloading()
+
+    def reloaded(self, error: str) -> None:
+        """Tell whoever asked for it; a reload that failed leaves us as ready as before."""
+        words = self._workers.in_words()
+        self._service.ready(f"{words}; the last reload failed: {error}" if error else words)
 
     def failed_to_take_over(self, why: str) -> None:
         """Leave all to the program before us."""
@@ -203,7 +235,8 @@ def run(config_path: str, fd: int | None = None, *, stays: bool = False) -> int:
     stays = stays or os.getpid() == 1 or (sys.stdin is not None and sys.stdin.isatty())
 
     async def main() -> int:
-        return await Supervisor(config_path, fd, stays=stays).main()
+        supervisor = Supervisor(config_path, fd, stays=stays)
+        return await supervisor.main(given_sockets(os.environ))
 
     try:
         refuse_optimised()

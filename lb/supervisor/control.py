@@ -20,7 +20,7 @@ from lb.supervisor.workers import Workers
 
 log = logging.getLogger(__name__)
 
-HAND_OVER_SECONDS = 10.0  # For a controller to end in good order, its leadership passed on.
+HAND_OVER_SECONDS = 10.0  # For a controller to let go in good order, its leadership passed on.
 TASKS_MAX = 256  # Requests for sockets under way; the controller makes one at a time.
 
 
@@ -53,6 +53,14 @@ class Others(Protocol):
 
     def upgrade_asked(self, number: int) -> None:
         """Upgrade in place, and tell the controller what came of it."""
+        ...
+
+    def reloading(self) -> None:
+        """A reload begins."""
+        ...
+
+    def reloaded(self, error: str) -> None:
+        """It is over, well unless there is an error."""
         ...
 
     def controller_up(self) -> None:
@@ -105,16 +113,16 @@ class Control:
         self._end = child.end_in_words()
         self._disk_failed |= child.status == EXIT_DISK_FAILED
         if self._on_gone is not None:
-            self._end = ""  # It did as it was told.
-            done, self._on_gone = self._on_gone, None
-            done()
+            self._let_go()
+            if instance.phase is Phase.ENDING:
+                self._others.controller_gone()
         elif instance.phase is Phase.ENDING:
             self._others.controller_gone()
         elif instance.phase is Phase.TAKING:
             self._others.failed_to_take_over(f"its controller {self._end}")
         elif instance.phase is Phase.STARTING:
             self._fail_start(child)
-        else:
+        elif not instance.control_elsewhere:
             wait = self._backoff.wait_after(instance.loop.time() - child.started)
             say_end(child, wait, self._backoff)
             instance.loop.call_later(wait, self.start)
@@ -142,8 +150,12 @@ class Control:
         """Whether a reload was asked for, and nobody there to do it."""
         return self._reload_waits
 
-    def hand_over(self, gone: Callable[[], None]) -> None:
-        """Have the controller end in good order, and start none; `gone` hears when it has."""
+    def hand_over(self, gone: Callable[[], None], seconds: float = HAND_OVER_SECONDS) -> None:
+        """
+        Have the controller let go of everything, and start none; `gone` hears when it has.
+
+        It stays at rest: what it was started from may be gone from disk when it is wanted again.
+        """
         instance = self._instance
         instance.control_elsewhere = True
         controller = instance.controller
@@ -152,10 +164,25 @@ class Control:
             return
         self._on_gone = gone
         if controller.welcomed:
-            controller.channel.send("stop")
-            instance.loop.call_later(HAND_OVER_SECONDS, controller.kill)
+            controller.channel.send("rest")
+            instance.loop.call_later(seconds, self._insist, controller)
         else:
             controller.kill()
+
+    def _insist(self, controller: Child) -> None:
+        if self._on_gone is not None and self._instance.controller is controller:
+            log.error("%s does not let go: killed", controller.name)
+            controller.kill()
+
+    def dismiss(self) -> None:
+        """End a controller that is not wanted again."""
+        if self._instance.controller is not None:
+            self._instance.controller.channel.send("stop")
+
+    def _let_go(self) -> None:
+        if self._on_gone is not None:
+            gone, self._on_gone = self._on_gone, None
+            gone()
 
     def begin(self, *, disk_failed: bool | None = None, reload: bool = False) -> None:
         """Work from now on: nobody else's controller does."""
@@ -168,6 +195,11 @@ class Control:
             self.start()
         elif controller.standing is Standing.GREETED:
             self._welcome(controller)
+
+    def own(self) -> None:
+        """Tell the controller that the instance is ours."""
+        if self._instance.controller is not None:
+            self._instance.controller.channel.send("yours")
 
     # What it is told
 
@@ -210,6 +242,8 @@ class Control:
             held={address: held.own for address, held in instance.sockets.held.items()},
             ended=self._end,
             upgrade=instance.upgrade,
+            taking=instance.phase is Phase.TAKING,
+            slots=len(instance.slots),
             disk_failed=self._disk_failed,
             pid=os.getpid(),
             started=instance.started,
@@ -249,13 +283,16 @@ class Control:
             "stop": self._stop,
             "upgrade": self._upgrade,
             "up": self._up,
+            "reloading": self._reloading,
+            "reloaded": self._reloaded,
         }[message["kind"]](child, message, fds)
 
     def _hear_hello(self, child: Child, message: Message, _: list[int]) -> None:
         if self._others.refused(child, message):
             return
         child.standing = Standing.GREETED
-        if not self._instance.control_elsewhere:
+        self._let_go()  # It says so once more when it is at rest.
+        if not self._instance.control_elsewhere and child.standing is Standing.GREETED:
             self._welcome(child)
         self._others.tell_workers()
 
@@ -275,14 +312,12 @@ class Control:
         instance = self._instance
         instance.grace, instance.drain = message["grace"], message["drain"]
         instance.log = message["log"]
-        instance.slots_wanted = message["workers"]
         daemonlog.adopt(message["log"])
         self._others.changed(
             "settings",
             grace=instance.grace,
             drain=instance.drain,
             log=instance.log,
-            workers=instance.slots_wanted,
         )
         if not instance.slots:
             # More or fewer than now would need queues of their own: that takes an upgrade.
@@ -323,9 +358,14 @@ class Control:
             self._workers.start_missing()
 
     def _forget(self, _: Child, message: Message, __: list[int]) -> None:
-        self._instance.sockets.forget(message["addresses"])
-        self._workers.forget(message["addresses"])
+        forget(self._instance, self._workers, message["addresses"])
         self._others.changed("forget", addresses=message["addresses"])
+
+    def _reloading(self, _: Child, __: Message, ___: list[int]) -> None:
+        self._others.reloading()
+
+    def _reloaded(self, _: Child, message: Message, __: list[int]) -> None:
+        self._others.reloaded(message["error"])
 
     def _keep_edition(self, _: Child, __: Message, fds: list[int]) -> None:
         instance = self._instance
@@ -339,3 +379,11 @@ class Control:
 
     def _restart(self, _: Child, message: Message, __: list[int]) -> None:
         self._workers.replace(self._instance.slots[message["slot"]])
+
+
+def forget(instance: Instance, workers: Workers, addresses: list[str]) -> None:
+    """Let go of listeners' addresses, here and in the workers."""
+    held = instance.sockets.held
+    given = [address for address in addresses if address in held and held[address].given]
+    instance.sockets.forget(addresses)
+    workers.forget(addresses, given)

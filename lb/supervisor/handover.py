@@ -6,7 +6,8 @@ its meaning, and `PROTOCOL` is raised where that does not do.
 
     new -> old   hello     build, pid, protocol
     old -> new   begin     grace, drain, log, workers, disk_failed, build, stays; the edition
-                 sockets   entries: [address, index, count, own, shared, file], one descriptor each
+                 sockets   entries: [address, index, count, own, shared, file, given], one
+                           descriptor each; those without address are a service manager's
                  metrics   slots, state (current | retired), one descriptor each
                  go        that was all: start workers beside ours
                  edition, settings, sockets, forget    what changed since
@@ -34,14 +35,19 @@ from lb.sockets import Held, Sockets
 PROTOCOL = 1
 
 
-def pieces(sockets: Sockets, addresses: Iterable[str]) -> Iterator[tuple[list[Any], list[int]]]:
+def pieces(
+    sockets: Sockets, addresses: Iterable[str], *, with_given: bool = False
+) -> Iterator[tuple[list[Any], list[int]]]:
     """Yield what `sockets` messages say of these addresses, as many at a time as one takes."""
     rows: list[tuple[list[Any], int]] = []
     for address in addresses:
         held = sockets.held[address]
         for index, sock in enumerate(held.sockets):
-            entry = [address, index, len(held.sockets), held.own, held.shared, held.file]
+            count, given = len(held.sockets), held.given
+            entry = [address, index, count, held.own, held.shared, held.file, given]
             rows.append((entry, sock.fileno()))
+    if with_given:
+        rows += [(["", 0, 1, False, True, None, True], sock.fileno()) for sock in sockets.given]
     for start in range(0, len(rows), link.MESSAGE_FDS_MAX):
         some = rows[start : start + link.MESSAGE_FDS_MAX]
         yield [entry for entry, _ in some], [fd for _, fd in some]
@@ -58,14 +64,17 @@ class Incoming:
         """Take one message; return the addresses that are held now. StartError: one is not."""
         whole = []
         for entry, fd in zip(message["entries"], fds, strict=True):
-            address, _, count, own, shared, file = entry
+            address, _, count, own, shared, file, given = entry
+            if not address:
+                self._sockets.given.append(socket.socket(fileno=fd))
+                continue
             got = self._partly.setdefault(address, [])
             got.append(socket.socket(fileno=fd))
             if len(got) < count:
                 continue
             del self._partly[address]
             made = tuple(file) if file is not None else None
-            self._sockets.adopt(address, Held(got, made, own, shared))
+            self._sockets.adopt(address, Held(got, made, own, shared, given))
             if not own:
                 whole.append(address)
         return whole

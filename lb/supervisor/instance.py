@@ -60,7 +60,6 @@ class Instance:
     drain: float = DRAIN
     log: dict[str, str] | None = None  # What `[log]` says, for those to come.
     asked_at: float = float("-inf")  # When somebody last asked for readiness.
-    slots_wanted: int = 0  # What is configured by now; other than there are after an upgrade.
     retired: list[int] = field(default_factory=list)  # Counters of the program before us.
     program: Child | None = None  # The one that is to follow us, until it does or has failed.
     upgrade: dict[str, object] | None = None  # How the last one failed, and when.

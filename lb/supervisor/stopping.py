@@ -87,11 +87,12 @@ class Stopping:
         elif instance.phase is Phase.ENDING and not instance.children():
             self._others.last_gone()
 
-    def leave(self) -> None:
-        """Let what runs end, and then end: another program serves from here on."""
+    def leave(self, slots: int) -> None:
+        """Let what runs end, and then end: another program serves on, in so many slots."""
         instance = self._instance
         instance.phase = Phase.DRAINING
         instance.sockets.theirs = True
+        self._workers.close_queues(range(slots, len(instance.slots)))
         self._drain()
 
     def _wait_grace(self) -> None:

@@ -20,7 +20,7 @@ from lb.children import Standing
 from lb.errors import StartError
 from lb.link import Channel, Message
 from lb.metrics import Meters
-from lb.supervisor.control import Control
+from lb.supervisor.control import Control, forget
 from lb.supervisor.handover import PROTOCOL, Incoming
 from lb.supervisor.instance import Instance, Phase, Slot
 from lb.supervisor.stopping import Stopping
@@ -29,6 +29,7 @@ from lb.supervisor.workers import Workers
 
 log = logging.getLogger(__name__)
 
+RETREAT_SECONDS = 2.0  # For our controller to let go: the old one waits.
 SAME_SIGNAL = 1.0  # Seconds in which a stop of both programs is one: a terminal's goes to all.
 
 
@@ -99,7 +100,7 @@ class TakingOver:
     def _settle(self, message: Message, _: list[int]) -> None:
         instance = self._instance
         instance.grace, instance.drain = message["grace"], message["drain"]
-        instance.log, instance.slots_wanted = message["log"], message["workers"]
+        instance.log = message["log"]
         daemonlog.adopt(message["log"])
         self._workers.settle()
 
@@ -136,8 +137,7 @@ class TakingOver:
         self._workers.pass_edition()
 
     def _forget(self, message: Message, _: list[int]) -> None:
-        self._instance.sockets.forget(message["addresses"])
-        self._workers.forget(message["addresses"])
+        forget(self._instance, self._workers, message["addresses"])
 
     # Step by step
 
@@ -170,6 +170,8 @@ class TakingOver:
             self._instance.sockets.theirs = False
             self._upgrading.predecessor_drains = True
             log.info("the instance is ours")
+            self._workers.say_serving()
+            self._control.own()
 
     def _drained(self, _: Message, __: list[int]) -> None:
         if self._upgrading.predecessor_drains:
@@ -203,8 +205,8 @@ class TakingOver:
 
     def _retreat(self) -> None:
         log.warning("not taking over: what was begun here is finished, and then we end")
-        self._stopping.leave()
-        self._control.hand_over(self._released)
+        self._stopping.leave(len(self._instance.slots))
+        self._control.hand_over(self._released, RETREAT_SECONDS)
 
     def _released(self) -> None:
         self._channel.send("released")

@@ -23,14 +23,25 @@ from lb.link import MESSAGE_FDS_MAX, Message
 from lb.supervisor.control import Control
 from lb.supervisor.handover import PROTOCOL, pieces
 from lb.supervisor.instance import Instance, Phase
+from lb.supervisor.service import ServiceManager
 from lb.supervisor.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
-TRY = (
-    "import lb.cli.running, lb.controller, lb.worker, lb.supervisor.taking_over; "
-    "from lb.build import BUILD; print(BUILD)"
-)
+# How many workers the file wants is asked here, for the edition has what they were started with.
+TRY = """\
+import os, sys
+import lb.cli.running, lb.controller, lb.worker, lb.supervisor.taking_over
+from lb.build import BUILD
+from lb.config.load import load
+from lb.errors import AccordError
+workers = 0
+try:
+    workers = load(sys.argv[1], dict(os.environ)).config.node.worker_count()
+except AccordError:
+    pass
+print(BUILD, workers)
+"""
 TRY_SECONDS = 20.0  # For the new program to be imported,
 WORKERS_SECONDS = 30.0  # for its workers to serve: the machine is busy with ours,
 READY_SECONDS = 10.0  # and for its controller to be ready, while ours is gone.
@@ -53,15 +64,19 @@ class Step(Enum):
 class Upgrading:
     """One upgrade at a time, and who asked for it."""
 
-    def __init__(self, instance: Instance, control: Control, stopping: Stopping) -> None:
+    def __init__(
+        self, instance: Instance, control: Control, stopping: Stopping, service: ServiceManager
+    ) -> None:
         self._instance = instance
         self._control = control
         self._stopping = stopping
+        self._service = service
         self._step = Step.NONE
         self._asked: list[int] = []  # Questions of the controller, each to be answered once.
         self._timer: asyncio.TimerHandle | None = None
         self._trial: asyncio.Task[None] | None = None
         self._successor: Child | None = None  # Who follows us, from `yours` on.
+        self._workers_wanted = 0
         self.predecessor_drains = False
 
     @property
@@ -101,7 +116,7 @@ class Upgrading:
 
     async def _try(self) -> None:
         """Import what is installed: what cannot be imported says why, and costs nothing."""
-        words = [sys.executable, "-c", TRY]
+        words = [sys.executable, "-c", TRY, self._instance.config_path]
         try:
             done = await asyncio.to_thread(_run, words)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -113,7 +128,9 @@ class Upgrading:
             last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
             self._fail(f"what is installed cannot be started: {last[0][:REASON_MAX]}")
             return
-        self._start_program(done.stdout.split()[-1])
+        build, workers = done.stdout.split()[-2:]
+        self._workers_wanted = int(workers) or len(self._instance.slots)
+        self._start_program(build)
 
     # The new program
 
@@ -173,10 +190,10 @@ class Upgrading:
             grace=instance.grace,
             drain=instance.drain,
             log=instance.log,
-            workers=instance.slots_wanted,
+            workers=self._workers_wanted,
             stays=instance.stays,
         )
-        for entries, fds in pieces(instance.sockets, instance.sockets.held):
+        for entries, fds in pieces(instance.sockets, instance.sockets.held, with_given=True):
             child.channel.send("sockets", fds, entries=entries)
         self._hand_metrics(child, "current", [slot.metrics for slot in instance.slots])
         self._hand_metrics(child, "retired", instance.retired)
@@ -217,6 +234,7 @@ class Upgrading:
         self._step = Step.DONE
         instance = self._instance
         instance.program, self._successor = None, child
+        self._service.main_process(child.pid)
         child.channel.send("yours")
         if self._control.reload_waits:
             child.channel.send("reload")
@@ -225,7 +243,8 @@ class Upgrading:
             child.pid,
             instance.drain,
         )
-        self._stopping.leave()
+        self._control.dismiss()
+        self._stopping.leave(self._workers_wanted)
 
     # Failing
 
@@ -235,6 +254,7 @@ class Upgrading:
             return
         self._stop_waiting()
         log.error("upgrade: failed, nothing has changed: %s", reason)
+        self._service.status(f"the last upgrade failed: {reason}")
         self._instance.upgrade = {"error": reason, "at": datetime.now(UTC).timestamp()}
         self._answer_all(reason)
         controls = self._step in (Step.HANDING, Step.WAITING)

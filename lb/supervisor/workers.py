@@ -33,6 +33,10 @@ class Others(Protocol):
         """Whether a child is not to be taken."""
         ...
 
+    def all_serve(self) -> None:
+        """All workers serve, for the first time."""
+        ...
+
     def worker_gone(self) -> None:
         """Go on with a stop, if that is what it waited for."""
         ...
@@ -111,20 +115,24 @@ class Workers:
                 child.standing = Standing.SERVING
                 self._take_back(slot)
                 self._others.tell_workers()
-                self._say_serving()
+                self.say_serving()
             case kind:
                 log.error("%s says %r, which is no word of ours", child.name, kind)
 
-    def _say_serving(self) -> None:
-        slots = self._instance.slots
-        if not self._said_serving and all(slot.serving for slot in slots):
+    def say_serving(self) -> None:
+        """Say once that all workers serve the instance."""
+        if self._said_serving or self._instance.phase is Phase.TAKING:
+            return
+        if all(slot.serving for slot in self._instance.slots):
             self._said_serving = True
-            log.info(
-                "serving on %s with %d worker%s",
-                ", ".join(self._instance.sockets.listeners()) or "no address",
-                len(slots),
-                "" if len(slots) == 1 else "s",
-            )
+            log.info("%s", self.in_words())
+            self._others.all_serve()
+
+    def in_words(self) -> str:
+        """Say where we serve, and by how many."""
+        count = len(self._instance.slots)
+        where = ", ".join(self._instance.sockets.listeners()) or "no address"
+        return f"serving on {where} with {count} worker{'' if count == 1 else 's'}"
 
     # What they are told
 
@@ -175,11 +183,19 @@ class Workers:
             if worker.welcomed:
                 worker.channel.send("edition", [edition])
 
-    def forget(self, addresses: list[str]) -> None:
-        """Have listeners closed that are no more."""
+    def forget(self, addresses: list[str], given: list[str]) -> None:
+        """Have listeners closed that are no more; a service manager goes on holding `given`."""
         for worker in self._instance.workers():
             if worker.welcomed:
-                worker.channel.send("forget", addresses=addresses)
+                worker.channel.send("forget", addresses=addresses, given=given, slots=None)
+
+    def close_queues(self, slots: range) -> None:
+        """Have the queues of these slots closed for good: nobody takes them over."""
+        if slots:
+            addresses, numbers = self._own_queues(), list(slots)
+            for worker in self._instance.workers():
+                if worker.welcomed:
+                    worker.channel.send("forget", addresses=addresses, given=[], slots=numbers)
 
     def drain(self) -> None:
         """Have them finish what runs; who does not serve yet just ends."""

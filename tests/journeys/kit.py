@@ -156,7 +156,7 @@ class Daemon:
         until(is_ready, lambda: f"/readyz\n{self.log()}")
 
     def upgraded(self) -> int:
-        """Wait until another supervisor has taken over; from then on it is the one that is meant."""
+        """Wait until another supervisor has taken over; from then on that one is meant."""
         before = self.supervisor
 
         def another() -> bool:
