@@ -25,9 +25,33 @@ UNUSED = "127.0.0.1:9"
 Alone = Callable[..., Instance]
 
 
+@pytest.fixture(scope="module")
+def farm() -> Iterator[list[Backend]]:
+    made = [Backend(name) for name in "ab"]
+    yield made
+    for backend in made:
+        backend.close()
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory, farm: list[Backend]) -> Iterator[Group]:
+    """One group for most tests: to be whole again after each fault is half of what is asked."""
+    made = Group(tmp_path_factory.mktemp("three"), config_of(farm))
+    try:
+        yield made.start()
+        assert "Traceback" not in made.log(10_000)
+    finally:
+        made.end()
+
+
 @pytest.fixture
-def three(group: MakeGroup, plain: str) -> Group:
-    return group(plain).start()
+def three(lasting: Group) -> Group:
+    for each in lasting:
+        if not each.runs:
+            each.launch()
+    lasting.formed()
+    lasting.leader()
+    return lasting
 
 
 @contextlib.contextmanager
@@ -40,6 +64,12 @@ def loads(*instances: Instance) -> Iterator[list[Load]]:
 def writes(instance: Instance, key: str = UNUSED, **said: Any) -> bool:
     """Whether a write through an instance is taken now."""
     return instance.put(key, state="disabled", timeout=3.0, **said).status in (200, 201)
+
+
+def remove(instance: Instance, backend: Backend) -> None:
+    """Take a backend out that one test has put in."""
+    path = f"/v1/upstreams/app/backends/{backend.address}"
+    assert instance.admin(path, "DELETE").status == 200
 
 
 def in_writing(instance: Instance, text: str) -> None:
@@ -153,12 +183,12 @@ def test_two_are_down(three: Group) -> None:
     until(lambda: writes(left), lambda: f"a quorum is back\n{three.log()}")
 
 
-def test_a_cold_start_without_the_others(three: Group, backends: list[Backend]) -> None:
+def test_a_cold_start_without_the_others(three: Group, farm: list[Backend]) -> None:
     """It serves what it last knew to be so, not what its file says."""
     [extra] = [Backend("extra")]
     try:
         assert three["a"].put(extra.address).status == 201
-        path = f"/v1/upstreams/app/backends/{backends[0].address}"
+        path = f"/v1/upstreams/app/backends/{farm[0].address}"
         assert three["a"].admin(path, "PATCH", body={"state": "draining"}).status == 200
         three.everywhere(lambda each: each.routes() == {"b", "extra"}, "routed")
         in_writing(three["c"], '"draining"')
@@ -170,6 +200,8 @@ def test_a_cold_start_without_the_others(three: Group, backends: list[Backend]) 
         assert three["c"].put(UNUSED, state="disabled").status == 503
         three["a"].start()
         until(lambda: writes(three["c"]), lambda: f"two of three are enough\n{three.log()}")
+        assert three["c"].admin(path, "PATCH", body={"state": "active"}).status == 200
+        remove(three["c"], extra)
     finally:
         extra.close()
 
@@ -216,7 +248,7 @@ def flip_a_byte(instance: Instance) -> Path:
     return log
 
 
-def test_a_damaged_log(three: Group, backends: list[Backend]) -> None:
+def test_a_damaged_log(three: Group) -> None:
     extra = Backend("extra")
     try:
         assert three["a"].put(extra.address).status == 201
@@ -247,6 +279,7 @@ def test_a_damaged_log(three: Group, backends: list[Backend]) -> None:
         victim.launch()
         until(lambda: victim.voters() == set("abc"), lambda: f"it is back\n{three.log()}", 60.0)
         until(lambda: UNUSED in victim.backends(), "it knows what it had missed")
+        remove(victim, extra)
     finally:
         extra.close()
 
