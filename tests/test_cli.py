@@ -339,6 +339,26 @@ def test_stop_waits_for_the_end(office: Office) -> None:
     assert office.desk.stopped_with == [2.0]
 
 
+def test_upgrade_waits_for_the_new_process(office: Office) -> None:
+    office.desk.pid = 4711
+
+    result = run("upgrade", "-o", "json", office=office)
+
+    assert result.exit_code == 0
+    assert json_of(result)["pid"] == 4711
+    assert result.stderr.startswith("upgraded: process 4711, version ")
+
+
+def test_upgrade_says_why_not(office: Office) -> None:
+    office.desk.upgrade_fails = "what is installed cannot be started: ImportError: no"
+
+    result = run("upgrade", office=office)
+
+    assert result.exit_code == 5
+    assert "ImportError: no" in result.stderr
+    assert "goes on as before" in result.stderr
+
+
 def test_explain_says_what_is_answered_and_how_a_split_falls(office: Office) -> None:
     office.desk.path.write_text(
         office.desk.path.read_text()

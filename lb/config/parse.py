@@ -109,7 +109,9 @@ def _loaded(out: bytes, err: str) -> Loaded:
             f"the parser of the configuration died: {err[-500:] or 'silently'}"
         ) from None
     if plain["build"] != BUILD:
-        raise OperatorError("the lb on disk is not the one that runs", "restart this instance")
+        raise OperatorError(
+            "the lb on disk is not the one that runs", "run the new one with `lb upgrade`"
+        )
     if "errors" in plain:
         raise ConfigErrors.from_plain(plain)
     return loaded_from_plain(plain)

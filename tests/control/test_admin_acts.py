@@ -63,6 +63,18 @@ def test_a_stop_in_the_wrong_words_stops_nothing(office: Office, body: dict[str,
     assert office.desk.stopped_with == []
 
 
+def test_an_upgrade_is_answered_with_the_new_process_or_the_reason(office: Office) -> None:
+    answer = office.ask("POST", "/v1/upgrade", {})
+    assert (answer.status, answer.plain) == (202, {"upgrading": True, "pid": 4711})
+
+    assert office.ask("POST", "/v1/upgrade", {"now": True}).code == "bad-request"
+
+    office.desk.upgrade_fails = "what is installed cannot be started: ImportError: no"
+    answer = office.ask("POST", "/v1/upgrade", {})
+    assert (answer.status, answer.code) == (503, "not-applied")
+    assert answer.plain["detail"] == office.desk.upgrade_fails
+
+
 # --- Why a request goes where it goes ---------------------------------------------------------
 
 

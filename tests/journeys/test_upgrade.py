@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 
-from journeys.conftest import Make, config_of
+from journeys.conftest import Make, MakeGroup, config_of
 from journeys.kit import (
     PATIENCE,
     ROOT,
@@ -27,9 +27,11 @@ from journeys.kit import (
     Daemon,
     alive,
     ask,
+    command_line,
     copy_of_package,
     free_ports,
     loaded,
+    offspring,
     until,
 )
 from journeys.programs import lb, pressed
@@ -195,6 +197,67 @@ def test_workers_change_with_an_upgrade(daemon: Make, backends: list[Backend]) -
             until(lambda: supervisors(one) == [one.supervisor], "the old one has ended")
             load.more(50)
     assert load.failures == []
+
+
+def test_what_changes_meanwhile_reaches_the_new_workers(
+    daemon: Make, backends: list[Backend], package: Path, tmp_path: Path
+) -> None:
+    hold = tmp_path / "hold"
+    wait = f"    while os.path.exists({str(hold)!r}):\n        time.sleep(0.01)\n"
+    start = '    daemonlog.start("controller")\n'
+    change(package, "controller.py", old=start, new=wait + start)
+    one = daemon(config_of(backends), environ=of(package)).start()
+    hold.touch()  # The new controller takes its time.
+    one.send(signal.SIGUSR2)
+    until(lambda: "taking over" in one.log(), "it is under way")
+
+    def serving() -> bool:
+        [new] = [pid for pid in supervisors(one) if pid != one.supervisor]
+        return len(listening_for(new, one.port)) > 0
+
+    with loaded(one.port, fresh=True) as load:
+        until(serving, "new workers accept, and only the old controller works")
+        drained = f"/v1/upstreams/app/backends/{backends[1].address}"
+        assert one.admin(drained, "PATCH", body={"state": "draining"}).status == 200
+        until(lambda: {one.ask().text for _ in range(20)} == {"a"}, "both programs know")
+        [port] = free_ports(1)
+        one.write(f'{config_of(backends)}[listener.other]\naddress = "127.0.0.1:{port}"\n')
+        assert lb(one, "reload").status == 0
+        assert {ask(port).text for _ in range(20)} == {"a"}
+        hold.unlink()
+        one.upgraded()
+        assert one.wait() == 0
+        assert {ask(port).text for _ in range(20)} == {"a"}
+        load.more(50)
+    assert load.failures == []
+
+
+def listening_for(supervisor: int, port: int) -> list[int]:
+    """Return workers of a supervisor that listen on a port."""
+    found = []
+    there = f":{port:04X} 00000000:0000 0A"
+    table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    inodes = {each[9] for each in table if there in " ".join(each[1:4])}
+    for pid in offspring(supervisor):
+        if "lb.worker" in command_line(pid):
+            links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+            if any(f"socket:[{inode}]" in links for inode in inodes):
+                found.append(pid)
+    return found
+
+
+def test_the_leader_of_a_group_is_upgraded(group: MakeGroup, plain: str) -> None:
+    three = group(plain).start()
+    leader = three.leader()
+    with loaded(leader.port, fresh=True) as load:
+        said = lb(leader, "upgrade")
+        assert said.status == 0, said.err
+        leader.upgraded()
+        assert three.leader() is not leader  # It passed that on before it went.
+        assert leader.put("127.0.0.1:9", state="disabled").status in (200, 201)
+        load.more(20)
+    assert load.failures == []
+    three.agree()
 
 
 def test_reloads_and_drains_go_on_through_an_upgrade(daemon: Make, backends: list[Backend]) -> None:
