@@ -42,7 +42,7 @@ def test_put_adds_a_backend(office: Office) -> None:
 
 def test_a_first_write_waits_for_what_the_file_says(office: Office) -> None:
     """A group that has just been founded learns of the file's upstreams a moment later."""
-    store = office.desk.store
+    store = office.desk.memory_store
     known, registry = store.registry, replace(store.registry, upstreams={})
     store.registry = registry
     threading.Timer(0.2, lambda: setattr(store, "registry", known)).start()
