@@ -1,7 +1,7 @@
 """
 Slow start: a backend that has just come, or come back, gets little at first and more each second.
 
-Its weight is w x max(0.1, t / window). The whole pool's weights are counted in `STEPS`ths, so
+Its weight is w x max(0.1, t / window). The whole pool's weights are counted in parts of `STEPS`, so
 that a part of a weight is a whole number; the order of turns is laid out anew only when somebody
 is a step further. Where what is new makes up more than half of the pool nobody is spared: the
 others could not carry the rest.
@@ -19,7 +19,7 @@ LEAST: Final = 0.1
 
 
 def steps_of(age: float, window: float) -> int:
-    """Return how many `STEPS`ths of its weight a backend has `age` seconds after it came."""
+    """Return how many of the `STEPS` parts of its weight a backend has `age` seconds after it came."""
     return max(int(STEPS * LEAST), min(STEPS, int(STEPS * age / window)))
 
 
