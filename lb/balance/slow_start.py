@@ -19,7 +19,7 @@ LEAST: Final = 0.1
 
 
 def steps_of(age: float, window: float) -> int:
-    """Return how many of the `STEPS` parts of its weight a backend has `age` seconds after it came."""
+    """Return how many of `STEPS` parts of its weight a backend has, `age` seconds old."""
     return max(int(STEPS * LEAST), min(STEPS, int(STEPS * age / window)))
 
 
