@@ -31,15 +31,15 @@ simulate: $(VENV)/.installed-dev ## Break a group in every way: SEED=7, or SECON
 mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulator must catch each
 	PYTHONPATH=tests $(BIN)/python -m simulator.mutants
 
-soak: $(VENV)/.installed-dev test-packages ## An instance under load and random faults, what reloads cost, long tests: SECONDS=600, SEED=7
+soak: $(VENV)/.installed-dev test-packages ## An instance under load and faults, a group under fire, reloads, long tests: SECONDS=600, SEED=7
 	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(or $(SECONDS),600) --seed $(or $(SEED),7)
 	PYTHONPATH=tests $(BIN)/python -m soak.reloads
 	$(BIN)/python -m pytest -m long
+	CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
 	RELOADS=1000 $(BIN)/python -m pytest tests/journeys/test_faults_processes.py -k many_reloads
 
-soak-deep: $(VENV)/.installed-dev ## The simulator with all mutants, a real group under fire, the wire's fuzzers: SECONDS=600 each
+soak-deep: $(VENV)/.installed-dev ## The simulator with all mutants, the wire's fuzzers: SECONDS=600 each
 	SIMULATOR_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/simulator
-	CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
 	WIRE_SECONDS=$(or $(SECONDS),100) WIRE_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/wire/test_fuzz.py tests/wire/test_fuzz_nginx.py
 
 lint: $(VENV)/.installed-dev ## Check style, format and spelling

@@ -1,6 +1,6 @@
 """A group under fire, and two groups that lie, which must be found out.
 
-`make soak-deep` runs for longer and from other seeds: CHAOS_SECONDS, CHAOS_SEED.
+`make soak` runs for longer and from other seeds: CHAOS_SECONDS, CHAOS_SEED.
 """
 
 from __future__ import annotations

@@ -141,7 +141,6 @@ def test_the_leader_is_stopped_in_order(three: Group) -> None:
     assert three.leader().status()["term"] == term + 1
 
 
-@pytest.mark.long
 def test_leadership_is_handed_over_when_asked(three: Group) -> None:
     to = three.followers()[1]
     answer = three.followers()[0].admin("/v1/group/transfer", "POST", body={"to": to.name})
@@ -305,7 +304,6 @@ def test_a_leader_held_still_for_five_seconds(three: Group) -> None:
     assert writes(old, weight=3)
 
 
-@pytest.mark.long
 def test_short_stalls_under_load_cost_no_election(three: Group) -> None:
     leader = three.leader()
     term = leader.status()["term"]
