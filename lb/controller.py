@@ -126,7 +126,7 @@ class Controller:
         self._in_force = in_force.with_workers(welcome["slots"])
         config = self._in_force.loaded.config
         await self._open_data_dir(config, welcome["disk_failed"])
-        self._certificates = CertificateStore(wall_time, self._certificates_changed)
+        self._certificates = CertificateStore(wall_time, self._backends_changed)
         if kept is not None:
             self._certificates.restore(kept.parts)
         await self._certificates.prepare(config, lenient=True)
@@ -135,7 +135,7 @@ class Controller:
         if self._group.has_leader:
             await self._reloader.start()
         else:
-            self._spawn(self._propose_file())  # Nobody's traffic waits for a group to agree.
+            self._spawn(self._reloader.start())  # Nobody's traffic waits for a group to agree.
         addresses = addresses_of(config)
         await self._supervising.ensure(addresses)
         own = [config.admin.address, *([config.admin.probe] if config.admin.probe else [])]
@@ -150,9 +150,6 @@ class Controller:
         await self._open_admin(socks[: len(own)])
         await self._meet_group(socks[-1] if listen else None)
         self._supervising.up()
-
-    async def _propose_file(self) -> None:
-        await self._reloader.start()
 
     async def _meet_group(self, sock: socket.socket | None) -> None:
         """Let the other members find us, and find them."""
@@ -297,7 +294,7 @@ class Controller:
             "unready": self._take_unready,
             "reopen": self._take_reopen,
             "stop": self._take_stop,
-            "rest": self._take_stop,
+            "rest": self._take_rest,
         }[message["kind"]](message, fds)
 
     def _take_welcome(self, message: Message, fds: list[int]) -> None:
@@ -328,8 +325,15 @@ class Controller:
     def _take_reopen(self, _: Message, __: list[int]) -> None:
         daemonlog.reopen()
 
-    def _take_stop(self, message: Message, _: list[int]) -> None:
-        self._finish(again=message["kind"] == "rest")
+    def _take_stop(self, _: Message, __: list[int]) -> None:
+        self._finish()
+
+    def _take_rest(self, _: Message, __: list[int]) -> None:
+        finish = functools.partial(self._finish, again=True)
+        if self._begun:
+            self._spawn(self._reloader.when_idle(finish))
+        else:
+            finish()
 
     def _finish(self, *, again: bool = False) -> None:
         """End: told to, or the supervisor is gone, and with it all that we serve."""
@@ -340,14 +344,14 @@ class Controller:
         asked, self._asked = self._asked, False
         return asked
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run something beside the rest; its mistakes are the loop's to report."""
         assert len(self._tasks) < TASKS_MAX, "signals and links come one by one"
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler({"message": "a task failed", "exception": error})
@@ -423,9 +427,6 @@ class Controller:
         self._outliers.backends_changed()
         if self._begun:
             self._publisher.touch()
-
-    def _certificates_changed(self) -> None:
-        self._backends_changed()  # Probes go by them as well.
 
     async def _disk_changed(self) -> None:
         """Reload by ourselves, if that is wanted."""

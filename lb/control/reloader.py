@@ -105,6 +105,11 @@ class Reloader:
         async with self._turn:
             return await self._propose(By(member=self._hands.member, source="file"), force=False)
 
+    async def when_idle(self, then: Callable[[], None]) -> None:
+        """Do something once what was asked for before is over."""
+        async with self._turn:
+            then()
+
     async def reload(self, by: By, *, dry_run: bool = False, force: bool = False) -> dict[str, Any]:
         """
         Make what the file says now the config in force; with `dry_run` only say what would be.

@@ -165,6 +165,7 @@ class Control:
         self._on_gone = gone
         if controller.welcomed:
             controller.channel.send("rest")
+            controller.standing = Standing.STARTED  # What comes now is for the one that follows.
             instance.loop.call_later(seconds, self._insist, controller)
         else:
             controller.kill()
