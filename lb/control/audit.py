@@ -3,7 +3,8 @@ The audit log: one line on every member for each write that the group agreed on,
 
 It is written where the write is applied, so that no member can be left out of it, and a member
 that was away writes what it missed when it catches up. After a restart the last lines may come
-once more: revision and time are in each, and say so.
+once more (how far the log was committed is written down with the next entry): revision and time
+are in each, and say so.
 """
 
 from __future__ import annotations
@@ -66,12 +67,16 @@ class Applied(Protocol):
     def at(self) -> float: ...
 
     @property
+    def replayed(self) -> bool: ...
+
+    @property
     def revision(self) -> int: ...
 
 
 def write_down(applied: Applied) -> None:
-    """Write the line of an entry that changed the revision."""
-    log.info("%s", line_of(applied))
+    """Write the line of an entry that changed the revision; once, and not at each start."""
+    if not applied.replayed:
+        log.info("%s", line_of(applied))
 
 
 def line_of(applied: Applied) -> str:

@@ -100,7 +100,7 @@ class Replica:
         registry = Registry(id=storage.identity.group.hex())
         if recovered.data is not None:
             registry = decode_state(recovered.data)
-        self.machine = StateMachine(registry)
+        self.machine = StateMachine(registry, recovered.hard.commit)
         self.sync_seconds = 0.0  # How long the disk took for the last write.
         self.heard_at: dict[int, float] = {}  # When each member was heard last, by the loop.
         self.led_since = 0.0  # When it began to lead, or to wait for a leader.

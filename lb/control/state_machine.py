@@ -7,7 +7,7 @@ with another registry than the rest, and nobody would know.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -48,7 +48,7 @@ class Applied:
 
     `command` and `reply` are those of an ordinary entry; `member_change` is `add`, `promote` or
     `remove`, `member` the name that it is about, and `by`, `at` whose change it was and when.
-    `changed`: it took a revision.
+    `changed`: it took a revision. `replayed`: it was known to be committed before this start.
     """
 
     index: int
@@ -61,6 +61,7 @@ class Applied:
     member: str = ""
     by: By | None = None
     at: float = 0.0
+    replayed: bool = False
 
     @property
     def revision(self) -> int:
@@ -69,20 +70,24 @@ class Applied:
 
 
 class StateMachine:
-    """The registry as of an index of the log."""
+    """The registry as of an index of the log; up to `replayed_to` all was applied before."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, replayed_to: int = 0) -> None:
         self.registry = registry
+        self._replayed_to = replayed_to
 
     def apply(self, entry: Entry) -> Applied:
         """Apply the next entry. CannotApplyError: it is not known here, and nothing changed."""
         try:
-            return self._apply(entry)
+            applied = self._apply(entry)
         except (UnknownCommandError, BadChangeError) as error:
             raise CannotApplyError(
                 f"entry {entry.index} holds what this version does not know: {error}",
                 "upgrade this instance",
             ) from error
+        if entry.index <= self._replayed_to:
+            return replace(applied, replayed=True)
+        return applied
 
     def _apply(self, entry: Entry) -> Applied:
         before = self.registry

@@ -170,6 +170,9 @@ def test_a_member_alone_leads_at_once_and_keeps_what_it_answered(tmp_path: Path)
 
         assert backends(again) == {"10.0.0.1:80", "10.0.0.2:80"}
         assert state_hash(again.registry) == before
+        changed = [each.replayed for each in box.applied if each.changed]
+        assert changed[:2] == [False, False]  # As they were written,
+        assert changed[2]  # and when the log was read again.
         await box.stop()
 
     run(work)
