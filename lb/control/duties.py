@@ -1,4 +1,4 @@
-"""What a leader sees to beside the log: leases that end, learners to promote, states to compare.
+"""What a leader sees to beside the log: leases that end, members that come and go, full disks.
 
 Everything here ends in an ordinary entry of the log, proposed by the leader itself and bound to
 its term, so that nothing a former leader meant to do is ever done late.
@@ -133,7 +133,7 @@ class Duties:
         due = self._leases.due(self._loop.time())
         if due and self._term:
             by = By(member=self._own, source="lease")
-            command = ExpireLeases(upstream="", by=by, at=self._wall(), term=self._term, due=due)
+            command = ExpireLeases(by=by, at=self._wall(), term=self._term, due=due)
             await self._replica.propose(command, self._term)
 
     # --- Members ------------------------------------------------------------------------------
@@ -154,7 +154,9 @@ class Duties:
                 continue
             wanted = wish.voter is True or (wish.voter == "auto" and voters < self._voters)
             if wanted and voters < VOTERS_MAX:
-                await self._change(Change.PROMOTE, member, By(member=self._own, source="group"))
+                async with self._changing:
+                    by = By(member=self._own, source="group")
+                    await self._decide(Change.PROMOTE, member, by)
                 log.info("%s has caught up and has a vote now", member.name)
                 return
 
@@ -219,10 +221,6 @@ class Duties:
                 "else give this instance another node.name",
             )
 
-    async def _change(self, what: Change, member: Member, by: By) -> None:
-        async with self._changing:
-            await self._decide(what, member, by)
-
     async def _decide(self, what: Change, member: Member, by: By) -> None:
         context = encode_member(member.name, member.address, by, self._wall())
         await self._replica.change(what, member.id, context)
@@ -237,7 +235,7 @@ class Duties:
         others = [each.name for each in registry.members.values() if each.name != self._own]
         if all(name in wishes and wishes[name].level >= LEVEL for name in others):
             by = By(member=self._own, source="group")
-            command = RaiseLevel(upstream="", by=by, at=self._wall(), level=LEVEL)
+            command = RaiseLevel(by=by, at=self._wall(), level=LEVEL)
             await self._replica.propose(command, self._replica.node.term)
 
     def successor(self, *, with_room: bool = False) -> Member | None:

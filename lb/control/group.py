@@ -55,15 +55,11 @@ from lb.registry import LEVEL, By, Command, MoveMember, Registry, Reply
 
 log = logging.getLogger(__name__)
 
-ASK_SECONDS_MAX = 2.0  # For one answer while forming.
-ASK_EVERY = 0.5
-JOIN_SECONDS_MAX = 15.0  # Two changes of members may be decided meanwhile.
 LEAD_SECONDS_MAX = 3.0  # For an instance alone to lead itself, at a start.
 NEWS_EVERY = 2.0  # Seconds between two rounds of asking members how they are.
 NEWS_SOON = 0.2  # The same while somebody has just joined.
 TRANSFER_SECONDS_MAX = 1.0
 REMOVED = "removed:"  # How a refusal begins that is final.
-REVISION_LEAP = 1_000_000  # After a disaster: no revision is ever given twice.
 
 OnApplied = Callable[[Applied], None]
 Plain = dict[str, Any]
@@ -100,7 +96,6 @@ class Group:
         self.kept: Registry | None = None  # The last good one, while it is more than the log has.
         self.news: dict[str, Plain] = {}  # What each other member last said of itself.
         self.leader_changes = 0
-        self.leader_lost_at: float | None = None
         self.own_news: Callable[[], Plain] = dict  # What we say to others of ourselves.
         self.agreement = Agreement()
         self.stranger = ""  # A group that an instance of our file belongs to, and not ours.
@@ -131,26 +126,24 @@ class Group:
             self.kept_at -= max(0.0, self.wall() - written)
         self._show()
         try:
-            self.seat = await asyncio.to_thread(self._take_seat)
+            await self._take_part(failed_disk)
         except DamagedLog as error:
             self._give_up("damaged", f"{error.message}; {error.hint}")
-            return
+        except BadStateError as error:
+            self._give_up("stopped-apply", f"{error.message}; {error.hint}")
+        if self.replica is not None and self.replica.votes_alone:
+            await self.until(self._knows_all, LEAD_SECONDS_MAX)
+
+    async def _take_part(self, failed_disk: str) -> None:
+        """As the member that the data_dir knows, or, alone and new, as a founder."""
+        self.seat = await asyncio.to_thread(self._take_seat)
         if self.seat is not None and self.seat.standing is Standing.MEMBER:
             if failed_disk:
                 self._give_up("damaged", failed_disk)
-                return
-            try:
+            else:
                 await self.begin()
-            except DamagedLog as error:
-                self._give_up("damaged", f"{error.message}; {error.hint}")
-                return
-            except BadStateError as error:
-                self._give_up("stopped-apply", f"{error.message}; {error.hint}")
-                return
         elif self._is_alone:
             await self.founding.found(self.kept)
-        if self._is_alone or self.registry.members.keys() <= {self._own_id}:
-            await self.until(self._knows_all, LEAD_SECONDS_MAX)
 
     async def serve(self, sock: socket.socket | None, methods: Mapping[str, Method]) -> None:
         """Meet the others, on a listening socket of ours; without one, there are none."""
@@ -435,14 +428,10 @@ class Group:
             on_change(self._shown)
 
     def _looked(self, soft: SoftState) -> None:
-        if soft.leader != self._leader:
-            if soft.leader == NOBODY:
-                self.leader_lost_at = self._loop.time()
-            else:
-                self.leader_changes += 1
-                self.leader_lost_at = None
-                if self.config() is not None:
-                    self._loop.call_soon(self._log_leader, soft.leader)
+        if soft.leader not in (self._leader, NOBODY):
+            self.leader_changes += 1
+            if self.config() is not None:
+                self._loop.call_soon(self._log_leader, soft.leader)
         self._leader = soft.leader
         self._ring()
 

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
 
-from lb import __version__
 from lb.control.desk import GroupStanding, GroupState, MemberStanding
 from lb.control.desk import Role as RoleWord
 from lb.control.duties import Duties
@@ -391,7 +390,6 @@ class GroupDesk:
         config = self._group.config()
         progress = [[name, *each] for name, each in self.progress().items()]
         return {
-            "version": __version__,
             "voter": config.voter if config else "auto",
             "level": LEVEL,
             "full": replica.full if (replica := self._group.replica) else False,

@@ -143,7 +143,7 @@ class Replica:
         self._running = True
         self._due = self._loop.time()
         self._tick()
-        if self.node.conf.voters == {self.node.id} and self._running:
+        if self.votes_alone and self._running:
             self._do(self.node.campaign)
 
     async def close(self) -> None:
@@ -189,6 +189,11 @@ class Replica:
     def leads(self) -> bool:
         """Whether it leads, as far as it knows."""
         return self._running and self.node.role is Role.LEADER
+
+    @property
+    def votes_alone(self) -> bool:
+        """Whether nobody's vote but ours is needed."""
+        return self.node.conf.voters == {self.node.id}
 
     @property
     def full(self) -> bool:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from file_store import FileStore
 
-from lb.control.group import Group
+from lb.config.schema import Group as GroupConfig
+from lb.control.group import LEAD_SECONDS_MAX, Group
 from lb.control.group_desk import GroupDesk
 from lb.control.seat import Standing
 from lb.control.store import REGISTRY_FILE, DamagedRegistryError, NoQuorum, RefusedError
@@ -69,6 +70,22 @@ def test_an_instance_alone_is_a_group_of_one_that_decides_at_once(tmp_path: Path
         async with alone(tmp_path / "d") as group:
             assert group.registry.id == id_
             assert backends(group) == {"10.0.0.1:80"}
+
+    run(work)
+
+
+def test_who_has_to_wait_for_others_holds_no_traffic_up(tmp_path: Path) -> None:
+    async def work() -> None:
+        members = {"a": "127.0.0.1:9", "b": "127.0.0.2:9"}
+        config = GroupConfig(listen="127.0.0.1:9", members=members)
+        folder = tmp_path / "d"
+        folder.mkdir()
+        group = Group(folder, "a", lambda: config, lambda: 1_000.0)
+        began = asyncio.get_running_loop().time()
+        await group.open()
+        assert asyncio.get_running_loop().time() - began < LEAD_SECONDS_MAX / 2
+        assert GroupDesk(group).standing().state == "forming"
+        await group.close()
 
     run(work)
 
