@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ipaddress import ip_network
+from typing import Any
 
 from lb.config.addresses import is_host_name
-from lb.config.kinds import Kind, nearest, shown, wrong
+from lb.config.kinds import Kind, is_number, nearest, shown, wrong
 from lb.errors import ClientError
 from lb.routing import normal_pattern
 
@@ -19,6 +20,9 @@ METHODS = (
 )
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PATH = re.compile(r"/[!-~]*")
+_RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h|d)")
+_RATE_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+NUMBER_MAX = 1e15
 _STATUSES = re.compile(r"(\d{3})(?:-(\d{3}))?")
 
 
@@ -126,6 +130,49 @@ class HeaderName(Kind):
         if not TOKEN.fullmatch(text):
             raise wrong(f"{shown(text)} is not the name of a header")
         return text.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Rate(Kind):
+    """How often: a number, and of what time."""
+
+    words = 'rate, like "100/s", "30/m"'
+
+    def read(self, value: object) -> float:
+        """Take a rate; return times a second."""
+        if is_number(value):
+            raise wrong(f"{shown(value)} has no unit", f'write "{value}/s"')
+        text = self.text(value)
+        found = _RATE.fullmatch(text.replace(" ", ""))
+        if found is None or not float(found[1]):
+            raise wrong(f"{shown(text)} is not a rate", 'like "100/s", "30/m", "5000/h"')
+        return float(found[1]) / _RATE_SECONDS[found[2]]
+
+    def write(self, value: float) -> str:
+        """Write it in the unit that makes the shortest text."""
+        exact = [f"{value * seconds:.12g}/{unit}" for unit, seconds in _RATE_SECONDS.items()]
+        return min(exact, key=len)
+
+    def schema(self) -> dict[str, Any]:
+        """Describe it in JSON Schema."""
+        return {"type": "string", "pattern": r"^\d+(\.\d+)?/[smhd]$"}
+
+
+@dataclass(frozen=True, slots=True)
+class Number(Kind):
+    """Any number."""
+
+    words = "number"
+
+    def read(self, value: object) -> float:
+        """Take a number that is one."""
+        if not is_number(value) or not -NUMBER_MAX <= value <= NUMBER_MAX:  # type: ignore[operator]
+            raise wrong(f"{shown(value)} is not a number")
+        return float(value)  # type: ignore[arg-type]
+
+    def schema(self) -> dict[str, Any]:
+        """Describe it in JSON Schema."""
+        return {"type": "number"}
 
 
 @dataclass(frozen=True, slots=True)

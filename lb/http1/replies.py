@@ -32,6 +32,7 @@ PROXY_ERRORS: Final = {
     "client_limited": "connection_limit_reached",
     "client_slow": "http_request_error",
     "client_timeout": "http_request_error",
+    "denied": "http_request_denied",
     "no_route": "http_request_denied",
     "shutdown": "proxy_internal_error",
     "loop": "proxy_loop_detected",
@@ -51,7 +52,7 @@ class Reply:
     end: str
     detail: str = ""
     fields: tuple[tuple[str, str], ...] = ()
-    body: str | None = None
+    body: str | bytes | None = None
 
 
 def no_backend(upstream: str) -> Reply:
@@ -70,7 +71,7 @@ def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes
         lines.append(b'Proxy-Status: %b; error=%b; details="%b"' % (name, error, _quoted(reply)))
     if reply.status in (502, 503, 504):
         lines.append(b"Retry-After: %d" % RETRY_AFTER_S)
-    if body:
+    if body and not any(key.lower() == "content-type" for key, _ in reply.fields):
         lines.append(b"Content-Type: text/plain; charset=utf-8")
     if reply.status not in (204, 304):
         lines.append(b"Content-Length: %d" % len(body))
@@ -82,7 +83,7 @@ def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes
 
 def _body(reply: Reply, reason: bytes) -> bytes:
     if reply.body is not None:
-        return reply.body.encode()
+        return reply.body if isinstance(reply.body, bytes) else reply.body.encode()
     text = b"%d %b" % (reply.status, reason)
     return text + (b": " + reply.detail.encode() if reply.detail else b"") + b"\n"
 
