@@ -2,8 +2,8 @@
 An edition: everything a worker needs in order to serve, numbered, immutable, swapped whole.
 
 It travels in parts, so that only what changed is sent and none takes long to decode:
-`config` (a `model.Plans`), `upstream/<name>/<k>` (at most 500 backends each), `verdicts`, and
-`ejections` while there are any.
+`config` (a `model.Plans`), `upstream/<name>/<k>` (at most 500 backends each), `verdicts`,
+`ejections` while there are any, and what is named by its digest: certificates, plugins' code.
 Parts named `control/...` ride along to the next controller and are never sent to workers.
 The controller composes (`Composer`), the supervisor keeps it (`pack`), workers read it
 (`Assembly`). Only the registry decides which backends there are; the file is asked for an
@@ -28,7 +28,7 @@ import orjson
 from lb.errors import OurError
 from lb.model import HTTPS, Endpoint, Health, Plans, State
 from lb.outlier import Ejected, Ejection, ejections_from_plain, ejections_to_plain
-from lb.plans import NO_CERTIFICATES, Certificates, plan
+from lb.plans import NO_CERTIFICATES, Certificates, plan, sources_of
 
 if TYPE_CHECKING:
     from lb.config import schema
@@ -47,6 +47,7 @@ EJECTIONS = "ejections"
 UPSTREAM = "upstream/"
 CONTROL = "control/"
 TLS = "tls/"  # By digest: what somebody shows, or accepts.
+PLUGIN = "plugin/"  # By digest: the source of one.
 
 PART_BACKENDS_MAX = 500
 ADDRESSES_REMEMBERED = 32_768
@@ -183,6 +184,7 @@ class Composer:
         self._config: tuple[object, int, object, bytes] = (None, 0, None, b"")
         self._verdicts: tuple[object, bytes] = (None, b"")
         self._ejections: tuple[object, bytes] = (None, b"")
+        self._plugins: tuple[object, dict[str, bytes]] = (None, {})
         self._upstreams: dict[str, _Composed] = {}
 
     def compose(
@@ -199,10 +201,18 @@ class Composer:
         if sources.ejections:
             parts[EJECTIONS] = self._ejections_part(sources.ejections)
         parts.update(sources.certificates.parts)
+        parts.update(self._plugin_parts(sources.config))
         if extra:
             assert all(name.startswith(CONTROL) for name in extra)
             parts.update(extra)
         return Edition(number, sources.registry.revision, parts)
+
+    def _plugin_parts(self, config: schema.Config) -> dict[str, bytes]:
+        last, parts = self._plugins
+        if last is not config:
+            parts = {PLUGIN + mark: source for mark, source in sources_of(config).items()}
+            self._plugins = (config, parts)
+        return parts
 
     def _config_part(self, sources: Sources) -> bytes:
         config, generation, certificates, body = self._config
@@ -420,6 +430,7 @@ class Change:
     verdicts: dict[str, dict[str, Health]] | None
     material: dict[str, bytes] | None = field(default=None, repr=False)
     ejections: dict[str, dict[str, Ejection]] | None = None
+    sources: dict[str, bytes] | None = field(default=None, repr=False)  # With the plans.
 
 
 class Assembly:
@@ -441,7 +452,7 @@ class Assembly:
         """Take in one part of the next edition."""
         if name.startswith(CONTROL):
             return
-        if name.startswith(TLS):
+        if name.startswith((TLS, PLUGIN)):
             self._parts[name] = body
         else:
             self._parts[name] = _DECODERS.get(name, decode_upstream)(body)
@@ -467,6 +478,7 @@ class Assembly:
             verdicts=self._parts[VERDICTS] if VERDICTS in changed else None,
             material=self._join_material(changed),
             ejections=self._parts.get(EJECTIONS, {}) if EJECTIONS in changed else None,
+            sources=self._named_by_digest(PLUGIN) if CONFIG in changed else None,
         )
 
     def load(self, edition: Edition) -> Change:
@@ -481,10 +493,13 @@ class Assembly:
     def _join_material(self, changed: Iterable[str]) -> dict[str, bytes] | None:
         if not any(name.startswith(TLS) for name in changed):
             return None
+        return self._named_by_digest(TLS)
+
+    def _named_by_digest(self, prefix: str) -> dict[str, bytes]:
         return {
-            name.removeprefix(TLS): body
+            name.removeprefix(prefix): body
             for name, body in self._parts.items()
-            if name.startswith(TLS)
+            if name.startswith(prefix)
         }
 
     def _join_upstreams(self, changed: Iterable[str]) -> dict[str, tuple[Endpoint, ...]] | None:

@@ -51,6 +51,7 @@ Record = tuple[
     str,  # end
     bytes,  # the client's header fields, or nothing
     bytes,  # http or https
+    str,  # the plugin that answered
 ]
 
 HIDDEN = b"***"
@@ -155,9 +156,9 @@ class JsonFormat:
             (
                 ended, request_id, listener, client, method, host, target, minor, status, seconds,
                 connect, first_byte, bytes_in, bytes_out, route, upstream, backend, tries, reused,
-                end, _, scheme,
+                end, _, scheme, plugin,
             ) = record  # fmt: skip
-            if len(tries) != 1:
+            if len(tries) != 1 or plugin:
                 lines.append(self._careful_line(record))
                 continue
             if not 0 <= ended - second < 1:
@@ -215,6 +216,8 @@ class JsonFormat:
     def _careful_line(self, record: Record) -> bytes:
         plain = {name: FIELDS[name](record) for name in JSON_FIELDS}
         plain["node"], plain["worker"] = self._node, self._worker
+        if record[22]:
+            plain["plugin"] = record[22]
         if plain["query"] and self._redaction.query:
             plain["query"] = HIDDEN.decode()
         return orjson.dumps(plain, option=orjson.OPT_APPEND_NEWLINE)
@@ -396,6 +399,7 @@ FIELDS: dict[str, Callable[[Record], Any]] = {
     "reused": lambda r: r[18],
     "end": lambda r: r[19],
     "time": lambda r: _combined_time(int(r[0])),
+    "plugin": lambda r: r[22],
 }
 # As they came, for forms that do their own escaping.
 SENT_FIELDS: dict[str, Callable[[Record], bytes]] = {
@@ -405,7 +409,7 @@ SENT_FIELDS: dict[str, Callable[[Record], bytes]] = {
     "path": lambda r: r[6].partition(b"?")[0],
     "tries": lambda r: _tries_text(r[17]).encode(),
 }
-JSON_FIELDS = tuple(name for name in FIELDS if name != "time")
+JSON_FIELDS = tuple(name for name in FIELDS if name not in {"time", "plugin"})
 TEMPLATE_FIELDS = (*FIELDS, "target", "user_agent", "referer", "header")
 
 
@@ -435,7 +439,7 @@ def _cut(record: Record, longest: int) -> Record:
     return (
         record[0], cut(record[1]), *record[2:4], cut(record[4]), cut(record[5]),
         cut(path) + mark + cut(query), *record[7:17], record[17][-CUT_TRIES_MAX:], *record[18:20],
-        head, record[21],
+        head, *record[21:],
     )  # fmt: skip
 
 

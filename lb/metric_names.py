@@ -132,7 +132,11 @@ FAMILIES: dict[str, Family] = {
     "lb_queue_length": _gauge("upstream", "Requests that wait for a backend."),
     "lb_rate_limited_total": _counter("route", "Requests refused by a rate limit."),
     "lb_plugin_errors_total": _counter("plugin hook", "Calls of a plugin that raised."),
-    "lb_plugin_seconds": _histogram("plugin hook", "Time spent in calls of a plugin."),
+    "lb_plugin_seconds": _histogram(
+        "plugin hook", "Time spent in calls of a plugin: of a sample, up to four a second."
+    ),
+    "lb_plugin_events_total": _counter("plugin event", "What plugins count by themselves."),
+    "lb_plugin_off": _gauge("plugin", "Uses of a plugin that are off because it failed."),
     # The group.
     "lb_group_role": _gauge(
         "role",

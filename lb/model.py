@@ -122,6 +122,24 @@ class ListenerTimeouts:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginUse:
+    """
+    One use of a plugin. `place` is where the file has it, `settings` what its Config is made
+    of: plain values as JSON, secrets included.
+    """
+
+    plugin: str
+    place: str
+    on_error: str
+    settings: str = field(repr=False)
+
+
+def uses_from_plain(plain: list[dict[str, Any]]) -> tuple[PluginUse, ...]:
+    """Read what JSON made of uses."""
+    return tuple(PluginUse(**each) for each in plain)
+
+
+@dataclass(frozen=True, slots=True)
 class Listener:
     """Addresses that we accept clients on, and how."""
 
@@ -134,6 +152,7 @@ class Listener:
     timeouts: ListenerTimeouts = field(default_factory=ListenerTimeouts)
     tls: ListenerTls | None = None
     proxy_protocol: bool = False  # connections begin with who they are from
+    plugins: tuple[PluginUse, ...] = ()
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Listener:
@@ -148,6 +167,7 @@ class Listener:
             timeouts=ListenerTimeouts(**plain["timeouts"]),
             tls=None if tls is None else ListenerTls.from_plain(tls),
             proxy_protocol=plain["proxy_protocol"],
+            plugins=uses_from_plain(plain.get("plugins", [])),
         )
 
 
@@ -187,6 +207,7 @@ class Route:
     body_max: int | None = None
     timeout: float = 0.0
     upgrade: tuple[str, ...] = UPGRADE
+    plugins: tuple[PluginUse, ...] = ()
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Route:
@@ -205,6 +226,7 @@ class Route:
             body_max=plain["body_max"],
             timeout=plain["timeout"],
             upgrade=tuple(plain["upgrade"]),
+            plugins=uses_from_plain(plain.get("plugins", [])),
         )
 
 
@@ -317,6 +339,21 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class PluginCode:
+    """
+    Where the code of a plugin is: in the material, by its digest, or in an installed package.
+
+    `name` is `NAME`, or `balancer:NAME`, `health_check:NAME`.
+    """
+
+    name: str
+    digest: str
+    file: str
+    stem: str = ""
+    entry: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AccessLog:
     """`output`: a path, `stdout` or `off`; `format`: `json`, `combined` or a template."""
 
@@ -336,6 +373,9 @@ class Plans:
     routes: tuple[Route, ...]
     upstreams: tuple[Upstream, ...]
     access_log: AccessLog = field(default_factory=AccessLog)
+    plugins: tuple[PluginUse, ...] = ()  # Of every request.
+    code: tuple[PluginCode, ...] = ()
+    instances: int = 1  # Of the group, that live: limits may be shared among them.
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> Plans:
@@ -348,4 +388,7 @@ class Plans:
             routes=tuple(map(Route.from_plain, plain["routes"])),
             upstreams=tuple(map(Upstream.from_plain, plain["upstreams"])),
             access_log=AccessLog(log["output"], log["format"], tuple(log["redact"])),
+            plugins=uses_from_plain(plain.get("plugins", [])),
+            code=tuple(PluginCode(**each) for each in plain.get("code", [])),
+            instances=plain.get("instances", 1),
         )

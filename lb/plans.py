@@ -6,9 +6,12 @@ Not here: backends, which are the registry's (`lb.edition`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import orjson
 
 from lb import model
 from lb.model import Plans
@@ -54,7 +57,32 @@ def plan(
             _plan_upstream(name, each, certificates) for name, each in config.upstream.items()
         ),
         access_log=model.AccessLog(log.output, log.format, tuple(log.redact)),
+        plugins=_plan_uses("plugins", config.plugins.use),
+        code=tuple(_plan_code(name, each) for name, each in config.plugins.code.items()),
     )
+
+
+def sources_of(config: schema.Config) -> dict[str, bytes]:
+    """The code of plugins, by digest; that of installed packages is on the disk."""
+    code = config.plugins.code.values()
+    return {each["digest"]: each["source"].encode() for each in code if "source" in each}
+
+
+def _plan_uses(place: str, uses: Iterable[schema.Use]) -> tuple[model.PluginUse, ...]:
+    """`place` and a plugin's name tell uses apart; the second of a name has a number as well."""
+    found = []
+    seen: Counter[str] = Counter()
+    for use in uses:
+        seen[use.use] += 1
+        again = f"#{seen[use.use]}" if seen[use.use] > 1 else ""
+        settings = orjson.dumps(use.values or {}).decode()
+        found.append(model.PluginUse(use.use, f"{place}{again}", use.on_error, settings))
+    return tuple(found)
+
+
+def _plan_code(name: str, code: Mapping[str, str]) -> model.PluginCode:
+    stem, entry = code.get("stem", ""), code.get("entry", "")
+    return model.PluginCode(name, code["digest"], code["file"], stem, entry)
 
 
 def _plan_listener(
@@ -78,6 +106,7 @@ def _plan_listener(
         ),
         timeouts=model.ListenerTimeouts(timeouts.header, timeouts.stall, timeouts.idle),
         proxy_protocol=listener.proxy_protocol,
+        plugins=_plan_uses(f"listener.{name}", listener.plugins),
     )
 
 
@@ -112,6 +141,7 @@ def _plan_route(name: str, route: schema.Route) -> model.Route:
         body_max=route.body_max,
         timeout=route.timeout,
         upgrade=tuple(token.lower() for token in route.upgrade),
+        plugins=_plan_uses(f"route.{name}", route.plugins),
     )
 
 

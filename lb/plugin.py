@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Prot
 from lb.balance import Balancer, Candidate
 from lb.http1.head import cookie_value, field_values
 from lb.http1.headers import FRAMING, Headers, can_be_field
-from lb.http1.replies import REASONS, Reply
+from lb.http1.replies import Reply
 from lb.routing import normalise
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ class Request:
     forbidden: frozenset[str] = frozenset()
     transforms: tuple[Transform, ...] = ()
     new_body: bytes | None = None
+    asked = -1  # The place of the last plugin that was asked.
+    answering = 0  # The place of the plugin that looks at the response now.
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
@@ -397,7 +399,7 @@ def reply(
     if body is None and status < 400:
         body = ""
     word = cause or ("ok" if status < 400 else "denied")
-    return Reply(status, word, REASONS.get(status, b"").decode(), tuple(fields), body)
+    return Reply(status, word, fields=tuple(fields), body=body)
 
 
 # --- The plugin and what it is given ----------------------------------------------------------
@@ -429,12 +431,15 @@ class Table(Protocol):
 class Context(Protocol):
     """What a plugin may use of the worker that it runs in."""
 
-    node: str
-    """The name of this instance."""
     log: Logger
     """The daemon's log; lines name the plugin."""
     rng: random.Random
     """Chance."""
+
+    @property
+    def node(self) -> str:
+        """The name of this instance."""
+        ...
 
     @property
     def instances(self) -> int:

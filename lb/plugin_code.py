@@ -9,16 +9,19 @@ becomes a `PluginError` with the line.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import logging
+import random
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Mapping
 from hashlib import blake2b
 from types import ModuleType, UnionType
 from typing import Any, Final
 
 from lb.errors import OperatorError
-from lb.plugin import API, HOOKS, REGISTERED, Plugin, waits
+from lb.plugin import API, HOOKS, REGISTERED, Count, Plugin, Table, waits
 
 PREFIX: Final = "_lbp_"
 SOURCE_BYTES_MAX: Final = 512 * 1024
@@ -126,6 +129,85 @@ def check(cls: type[Plugin[Any]], file: str) -> None:
         )
 
 
+def class_of(code: Mapping[str, str], name: str) -> type[Plugin[Any]]:
+    """The plugin that goes by a name, from what a config carries of it. PluginError."""
+    file = code["file"]
+    module = module_of(code)
+    if "entry" in code:
+        cls = getattr(module, code["entry"].partition(":")[2] or name, None)
+        if not (isinstance(cls, type) and issubclass(cls, Plugin)):
+            raise PluginError(f"{code['entry']} is no plugin", "it has to be a subclass", file)
+        check(cls, file)
+    else:
+        cls = plugin_in(module)
+        if cls is None:
+            raise PluginError("there is no plugin in it", "write a class with Plugin as base", file)
+    if "entry" not in code and cls.name != name:
+        raise PluginError(f'its name is "{cls.name}", and was "{name}" a moment ago', file=file)
+    return cls
+
+
+def module_of(code: Mapping[str, str]) -> ModuleType:
+    """The module that a config carries: its source, or the name of an installed one."""
+    if "entry" not in code:
+        return load(code["stem"], code["source"].encode(), code["file"])
+    try:
+        return importlib.import_module(code["entry"].partition(":")[0])
+    except (Exception, SystemExit) as error:  # As in `load`.
+        raise PluginError(
+            f"{code['entry']} cannot be imported: {described(error)}", file=code["file"]
+        ) from None
+
+
+def rehearsed(cls: type[Plugin[Any]], values: dict[str, Any], file: str) -> None:
+    """Make a plugin and start it, as a worker will, and throw it away. PluginError."""
+
+    def rehearse() -> None:
+        plugin = cls(configure(cls, values), Rehearsal())
+        plugin.start()
+        plugin.stop()
+
+    guarded(rehearse, f"plugin {cls.name}", file)
+
+
+class Rehearsal:
+    """A `Context` in which nothing comes of anything."""
+
+    node = "rehearsal"
+    instances = 1
+
+    def __init__(self) -> None:
+        self.log = logging.getLogger("lb.plugin")
+        self.rng = random.Random(0)
+
+    def now(self) -> float:
+        """No time."""
+        return 0.0
+
+    def count(self, event: str) -> Count:
+        """Return what counts nothing."""
+        return lambda by=1: None
+
+    def table(self, name: str) -> Table:
+        """Return a table that is empty."""
+        return _NoTable()
+
+    def every(self, seconds: float, call: Callable[[], None]) -> None:
+        """Never do it."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Never do it either."""
+        work.close()
+
+
+class _NoTable:
+    def get(self, key: bytes) -> float:
+        return 0.0
+
+    def put(self, key: bytes, value: float) -> None:
+        pass
+
+
 def registered_in(module: ModuleType, sort: str) -> dict[str, Any]:
     """The balancers, or the checks, that a module makes known, by name."""
     found = {}
@@ -186,13 +268,3 @@ def guarded(call: Callable[[], None], what: str, file: str) -> None:
         raise PluginError(
             f"{what} failed: {described(error)}", file=file, line=line_in(error, file)
         ) from None
-
-
-def names_in(module: ModuleType) -> Iterator[tuple[str, str]]:
-    """All that a module makes known: its sort and its name."""
-    cls = plugin_in(module)
-    if cls is not None:
-        yield "plugin", cls.name
-    for sort in ("balancer", "health_check"):
-        for name in registered_in(module, sort):
-            yield sort, name

@@ -27,7 +27,7 @@ from lb.errors import OperatorError
 from lb.http1.head import RequestHead, read_request_head, read_response_head
 from lb.http1.headers import Headers
 from lb.http1.peers import Peer, direct
-from lb.http1.replies import Reply
+from lb.http1.replies import Reply, body_of
 from lb.plugin import BODILESS, Count, End, Plugin, Request, Response, Table, Transform
 from lb.plugin_code import configure, load, plugin_in
 
@@ -277,8 +277,7 @@ def _response(
 ) -> tuple[Response, Any]:
     if reply is not None:
         block = "".join(f"\r\n{name}: {value}" for name, value in reply.fields).encode("latin-1")
-        whole = reply.body if reply.body is not None else f"{reply.status} {reply.detail}\n"
-        data = whole if isinstance(whole, bytes) else whole.encode()
+        data = body_of(reply)
         has_body = method != "HEAD" and reply.status not in BODILESS
         return Response(
             reply.status, block + b"\r\n", block, backend="", length=len(data), has_body=has_body

@@ -301,7 +301,12 @@ class Worker:
             )
         assert self._switchboard is not None, "an edition comes with the welcome or after it"
         self._switchboard.install(
-            change.plans, change.upstreams, change.verdicts, change.material, change.ejections
+            change.plans,
+            change.upstreams,
+            change.verdicts,
+            change.material,
+            change.ejections,
+            change.sources,
         )
         if any(queue[0] in self._wanted for queue in self._held):
             self._inbox.put_nowait(({"kind": "tend"}, []))

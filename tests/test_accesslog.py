@@ -57,6 +57,7 @@ def record(**changes: Any) -> Record:
         "end": "ok",
         "head": HEAD,
         "scheme": b"http",
+        "plugin": "",
     }
     assert fields.keys() >= changes.keys()
     values: Any = tuple((fields | changes).values())

@@ -45,6 +45,7 @@ def record(**changes: Any) -> Record:
         "end": "ok",
         "head": HEAD,
         "scheme": b"http",
+        "plugin": "",
     }
     assert fields.keys() >= changes.keys()
     values: Any = tuple((fields | changes).values())
@@ -61,6 +62,13 @@ def line_of(format_: str = "json", redact: tuple[str, ...] = (), **changes: Any)
 
 
 # What a line says.
+
+
+def test_who_answered_is_named_only_where_a_plugin_did() -> None:
+    assert "plugin" not in json.loads(line_of())
+    assert json.loads(line_of(plugin="ip_filter"))["plugin"] == "ip_filter"
+    assert line_of("{status} {plugin}", plugin="jwt") == "200 jwt"
+    assert line_of("{status} {plugin}") == "200 -"
 
 
 def test_json_has_every_field_in_order() -> None:

@@ -14,6 +14,7 @@ from lb.config import toml
 from lb.config.judge import section_in
 from lb.config.kinds import Kind
 from lb.config.schema import Config, Section
+from lb.config.section import keys_of
 from lb.errors import OperatorError
 
 WIDTH = 88
@@ -36,7 +37,7 @@ def describe(key: str) -> str:
         part = parts.pop(0)
         if part in section.later:
             return f"{key}\n  Not yet supported."
-        field = section.model_fields.get(part)
+        field = keys_of(section).get(part)
         if field is None:
             raise _unknown(key, part, section)
         seen.append(part)
@@ -45,7 +46,7 @@ def describe(key: str) -> str:
             if parts:
                 raise _unknown(key, parts[0], section)
             return "\n".join(_key_lines(".".join(seen), field))
-        known = {*inner.model_fields, *inner.later}
+        known = {*keys_of(inner), *inner.later}
         if get_origin(field.annotation) is dict and parts and parts[0] not in known:
             del parts[0]  # The name of one listener, route or upstream.
         section = inner
@@ -63,7 +64,10 @@ def json_schema() -> dict[str, Any]:
     schema["title"] = "lb.toml"
     for section in _sections(Config):
         place = schema if section is Config else schema["$defs"][section.__name__]
-        for name, field in section.model_fields.items():
+        for field in section.model_fields.values():
+            if field.alias:
+                place["properties"].pop(field.alias, None)
+        for name, field in keys_of(section).items():
             kind = _kind(field)
             if kind is not None and "default" in place["properties"][name]:
                 # pydantic writes seconds and bytes here; the file has units.
@@ -91,7 +95,7 @@ def without_secrets(config: Config) -> dict[str, Any]:
 
 
 def _keys(prefix: str, section: type[Section]) -> Iterator[str]:
-    for name, field in section.model_fields.items():
+    for name, field in keys_of(section).items():
         yield prefix + name
         inner = section_in(field.annotation)
         if inner is not None:
@@ -125,8 +129,8 @@ def _section_lines(key: str, section: type[Section], field: FieldInfo | None) ->
     for example in (field and field.examples) or ():
         yield f"  example: {key.rpartition('.')[2]} = {toml.value(example)}"
     yield "  keys:"
-    width = max(len(name) for name in section.model_fields)
-    for name, inner in section.model_fields.items():
+    width = max(len(name) for name in keys_of(section))
+    for name, inner in keys_of(section).items():
         yield f"    {name:<{width}}  {inner.description}"
 
 
@@ -182,7 +186,7 @@ def _kinds_in(annotation: Any) -> Iterator[Kind]:
 def _unknown(key: str, part: str, section: type[Section]) -> OperatorError:
     known = keys()
     near = get_close_matches(part, [each.rpartition(".")[2] for each in known], n=1)
-    here = get_close_matches(part, list(section.model_fields), n=1)
+    here = get_close_matches(part, list(keys_of(section)), n=1)
     whole = [each for each in known if near and each.rpartition(".")[2] == near[0]]
     hint = 'see "lb config doc" for all'
     if here:

@@ -93,6 +93,10 @@ class Files:
         hint = 'make one with "lb init", or name another with -c'
         self._add(name, (), lambda message: Problem(name, 0, 0, message, hint=hint))
 
+    def add_to_digest(self, content: bytes) -> None:
+        """Have the digest depend on what is not a file of ours, and yet part of it all."""
+        self._digest.update(b"%d:" % len(content) + content)
+
     def problem(self, path: Path, message: str, hint: str = "", *, at_key: bool = False) -> Problem:
         """Make an error about a value, or about its key."""
         source, place = self._find(path, at_key)
@@ -168,7 +172,7 @@ class Files:
             self.problems.append(blame(_excuse(error)))
             return None
         self.names.append(os.path.abspath(name))
-        self._digest.update(b"%d:" % len(content) + content)
+        self.add_to_digest(content)
         if len(content) > self._bytes_left:
             self._bytes_left = 0
             message = "the configuration is larger than 1 MiB, all files together"

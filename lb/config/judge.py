@@ -20,6 +20,7 @@ from lb.config.kinds import nearest, shown
 from lb.config.positions import Path
 from lb.config.problem import PROBLEMS_MAX, ConfigErrors, Problem
 from lb.config.schema import Config, Section
+from lb.config.section import keys_of
 
 FINDINGS_MAX = 1000  # Of a file with more errors than these the rest is only counted.
 SALVAGE_ROUNDS_MAX = 4
@@ -117,7 +118,7 @@ def _unknown_key(path: Path, section: type[Section], value: object) -> Finding:
     key = str(path[-1])
     if key in section.later:
         return Finding(path, f'"{key}" is not yet supported', "leave it out", at_key=True)
-    hint = nearest(key, [*section.model_fields, *section.later])
+    hint = nearest(key, [*keys_of(section), *section.later])
     if not hint:
         # It may be right, one table too high: header_bytes outside of limits.
         for name, field in section.model_fields.items():

@@ -12,6 +12,7 @@ from lb.config.checks import warnings
 from lb.config.files import Files
 from lb.config.find import find_config
 from lb.config.judge import errors_of, judge
+from lb.config.plugins import judge_plugins
 from lb.config.problem import ConfigErrors, Problem
 from lb.config.schema import Admin, Config, Group, Listener, Section
 from lb.config.secret_files import read_secrets
@@ -50,10 +51,14 @@ def load(path: str, environ: Mapping[str, str], patience: float = 0.0) -> Loaded
     config = _complete(judge(files), os.path.dirname(os.path.abspath(path)), environ)
     secrets = read_secrets(config, files.tree)
     findings, more = check_certificates(secrets.config, files.tree, patience)
-    if findings or secrets.findings:
-        raise errors_of(files, [*secrets.findings, *findings])
-    told = (*warnings(config), *secrets.warnings, *more)
-    return Loaded(secrets.config, tuple(files.names), files.digest, told)
+    plugins = judge_plugins(secrets.config, files.tree)
+    files.problems += plugins.problems
+    if findings or secrets.findings or plugins.findings or files.problems:
+        raise errors_of(files, [*secrets.findings, *findings, *plugins.findings])
+    for source in plugins.sources:
+        files.add_to_digest(source)
+    told = (*warnings(config), *secrets.warnings, *more, *plugins.warnings)
+    return Loaded(plugins.config, (*files.names, *plugins.files), files.digest, told)
 
 
 def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config:
@@ -76,6 +81,9 @@ def _complete(config: Config, folder: str, environ: Mapping[str, str]) -> Config
             },
             "node": node.model_copy(update={"data_dir": os.path.join(folder, data_dir)}),
             "admin": _place_admin(config.admin, folder),
+            "plugins": config.plugins.model_copy(
+                update={"folders": [os.path.join(folder, each) for each in config.plugins.folders]}
+            ),
             "group": config.group and _place_group(config.group, folder),
             "log": config.log.model_copy(
                 update={"output": _beside(config.log.output, folder, {"stderr", "stdout"})}

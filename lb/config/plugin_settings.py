@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
@@ -79,6 +79,25 @@ def check(
         context = {"message": message, "hint": "", "at": ()}
         return [{"type": "accord", "loc": (), "msg": message, "input": None, "ctx": context}]
     return values
+
+
+def secrets_of(cls: type[Plugin[Any]]) -> list[str]:
+    """Name the settings that are secrets, by their paths; `*` stands for all there are."""
+    return [] if cls.Config is None else list(_secrets_in(cls.Config, ""))
+
+
+def _secrets_in(sort: Any, path: str) -> Iterator[str]:
+    origin, inner = typing.get_origin(sort), typing.get_args(sort)
+    if origin is Annotated and Marked("secret") in inner:
+        yield path
+    elif isinstance(sort, type) and dataclasses.is_dataclass(sort):
+        for name, hint in hints_of(sort).items():
+            yield from _secrets_in(hint, f"{path}.{name}" if path else name)
+    elif origin in (list, dict):
+        yield from _secrets_in(inner[-1], f"{path}.*")
+    else:
+        for each in inner:
+            yield from _secrets_in(each, path)
 
 
 @lru_cache(maxsize=256)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from ipaddress import ip_network
 from typing import Any
 
 from lb.config.addresses import is_host_name
-from lb.config.kinds import Kind, is_number, nearest, shown, wrong
+from lb.config.kinds import NAME, Choice, Kind, is_number, nearest, shown, wrong
 from lb.errors import ClientError
 from lb.routing import normal_pattern
 
@@ -23,7 +24,28 @@ _PATH = re.compile(r"/[!-~]*")
 _RATE = re.compile(r"(\d+(?:\.\d+)?)/(s|m|h|d)")
 _RATE_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 NUMBER_MAX = 1e15
+MISSPELT = 0.75  # So near to a word of ours that no plugin is meant.
 _STATUSES = re.compile(r"(\d{3})(?:-(\d{3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class OrPlugin(Kind):
+    """One of a few words, or the name of something that a plugin brings."""
+
+    options: tuple[str, ...]
+    also: tuple[tuple[str, str], ...] = ()
+
+    def describe(self) -> str:
+        """Say in words what may stand here."""
+        return f"{Choice(self.options, self.also).describe()}, or a plugin's"
+
+    def read(self, value: object) -> str:
+        """Take a word of ours, or a name: whether a plugin has that is seen later."""
+        text = dict(self.also).get(self.text(value), self.text(value))
+        misspelt = get_close_matches(text, self.options, n=1, cutoff=MISSPELT)
+        if text not in self.options and (misspelt or NAME.fullmatch(text) is None):
+            return str(Choice(self.options, self.also).read(value))
+        return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ from lb.config.upstreams import (
     UpstreamTimeouts,
     UpstreamTls,
 )
+from lb.config.uses import Plugins, Use
 
 __all__ = [
     "AccessLog",
@@ -82,6 +83,7 @@ __all__ = [
     "ListenerTimeouts",
     "Log",
     "Node",
+    "Plugins",
     "Respond",
     "Retries",
     "Route",
@@ -90,6 +92,7 @@ __all__ = [
     "Upstream",
     "UpstreamTimeouts",
     "UpstreamTls",
+    "Use",
 ]
 
 WORKERS_MAX = 256
@@ -248,7 +251,6 @@ class Listener(Section):
     """An address that we accept clients on."""
 
     noun = "a listener"
-    later = frozenset({"plugins"})
 
     address: Annotated[list[Annotated[str, ListenAddress()]], OrOne(), Field(min_length=1)] = Field(
         description="Where to accept; one address or several.", examples=["0.0.0.0:8080"]
@@ -295,6 +297,12 @@ class Listener(Section):
     )
     timeouts: ListenerTimeouts = Field(
         default=ListenerTimeouts(), description="How long a client may take."
+    )
+
+    plugins: Annotated[list[Use], OrOne()] = Field(
+        default=[],
+        description="What every request that comes here passes, in this order.",
+        examples=[["request_id"]],
     )
 
     @model_validator(mode="after")
@@ -369,7 +377,6 @@ class Route(Section):
     """Which requests go to which upstream. Without conditions: all."""
 
     noun = "a route"
-    later = frozenset({"plugins"})
 
     listener: Annotated[list[Annotated[str, Name()]], OrOne()] = Field(
         default=[], description="Only on these listeners; default: all.", examples=[["secure"]]
@@ -422,6 +429,12 @@ class Route(Section):
         examples=[["websocket"]],
     )
 
+    plugins: Annotated[list[Use], OrOne()] = Field(
+        default=[],
+        description="What its requests pass, in this order, after the listener's.",
+        examples=[[{"use": "rate_limit", "rate": "100/s"}]],
+    )
+
     @field_validator("header", mode="before")
     @classmethod
     def _headers_differ(cls, value: object) -> object:
@@ -463,7 +476,6 @@ class Config(Section):
     """All of it."""
 
     noun = "this file"
-    later = frozenset({"plugins"})
 
     version: Annotated[int, Whole(0, 2**53)] | None = Field(
         default=None, description="Raise it so that a new machine's file may change the registry."
@@ -475,6 +487,7 @@ class Config(Section):
     group: Group | None = restart(
         None, "The instances that agree on backends. Left out: a group of one."
     )
+    plugins: Plugins = Field(default=Plugins(), description="Where plugins come from.")
     listener: dict[Annotated[str, Name()], Listener] = Field(
         default={}, description="Addresses that we accept clients on."
     )

@@ -21,6 +21,21 @@ def restart(default: Any, description: str, **more: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"restart": True}, **more)
 
 
+def internal(default: Any, alias: str) -> Any:
+    """Declare what goes with a section to our own next process, and is no key of the file."""
+    return Field(default, alias=alias, json_schema_extra={"internal": True})
+
+
+def keys_of(section: type[Section]) -> dict[str, FieldInfo]:
+    """Return the keys that a file may write into a section."""
+    return {name: field for name, field in section.model_fields.items() if not _is_internal(field)}
+
+
+def _is_internal(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("internal"))
+
+
 def needs_restart(field: FieldInfo | None) -> bool:
     """Whether a key was declared by `restart`."""
     extra = field.json_schema_extra if field else None

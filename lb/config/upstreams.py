@@ -20,10 +20,12 @@ from lb.config.kinds import (
     shown,
     wrong,
 )
-from lb.config.requests import BackendHost, RequestKey, Statuses, UrlPath
+from lb.config.requests import BackendHost, OrPlugin, RequestKey, Statuses, UrlPath
 from lb.config.section import Section
 
 WEIGHT_MAX = 1000
+POLICIES = ("round_robin", "random", "least_requests", "two_choices", "hash", "peak_ewma")
+CHECKS = ("http", "tcp")
 
 
 class Backend(Section):
@@ -62,8 +64,9 @@ class Health(Section):
 
     noun = "a health check"
 
-    type: Annotated[str, Choice(("http", "tcp"))] = Field(
-        default="http", description='"http" asks for path; "tcp" only connects.'
+    type: Annotated[str, OrPlugin(CHECKS)] = Field(
+        default="http",
+        description='"http" asks for path; "tcp" only connects; others are what plugins bring.',
     )
     path: Annotated[str, UrlPath(query=True)] | None = Field(
         default=None,
@@ -98,7 +101,12 @@ class Health(Section):
     @property
     def active(self) -> bool:
         """Whether there is anything to check."""
-        return self.type == "tcp" or self.path is not None
+        return self.type != "http" or self.path is not None
+
+    @property
+    def type_plugin(self) -> str:
+        """The check of a plugin that is made, "" if it is one of ours."""
+        return "" if self.type in CHECKS else self.type
 
     @property
     def expected(self) -> tuple[tuple[int, int], ...]:
@@ -265,10 +273,7 @@ class Upstream(Section):
 
     balance: Annotated[
         str,
-        Choice(
-            ("round_robin", "random", "least_requests", "two_choices", "hash", "peak_ewma"),
-            also=(("weighted", "round_robin"),),
-        ),
+        OrPlugin(POLICIES, also=(("weighted", "round_robin"),)),
     ] = Field(default="round_robin", description="How to choose; every way honours weights.")
     hash_key: Annotated[str, RequestKey(("client_ip", "path"))] = Field(
         default="client_ip",
@@ -331,3 +336,8 @@ class Upstream(Section):
                 )
             seen[backend.key] = index
         return self
+
+    @property
+    def balance_plugin(self) -> str:
+        """The balancer of a plugin that is used, "" if it is one of ours."""
+        return "" if self.balance in POLICIES else self.balance

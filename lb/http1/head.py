@@ -126,6 +126,14 @@ class RequestFields:
         self.memo = b""
         self.memo_key: object = None
 
+    def copy(self) -> RequestFields:
+        """Return fields that may be changed: those of a head are its next one's too."""
+        fields = RequestFields(self.block)
+        for name in RequestFields.__slots__:
+            setattr(fields, name, getattr(self, name))
+        fields.memo_key = None
+        return fields
+
 
 class RequestHead:
     """A whole request head, read and judged. `minor` is 0 or 1."""
@@ -143,11 +151,8 @@ class RequestHead:
 
     def with_authority(self, authority: bytes, target: bytes) -> RequestHead:
         """Return it in origin-form, its Host the target's authority (RFC 9112 3.2.2)."""
-        fields = RequestFields(self.fields.block)
-        for name in RequestFields.__slots__:
-            setattr(fields, name, getattr(self.fields, name))
+        fields = self.fields.copy()
         fields.host = authority
-        fields.memo_key = None
         return RequestHead(self.octets, self.method, target, self.minor, fields)
 
 
@@ -234,6 +239,16 @@ def read_response_head(octets: bytes, before: ResponseHead | None) -> ResponseHe
     else:
         fields = read_response_fields(block)
     return ResponseHead(octets, minor, status, octets[9:line_end], fields)
+
+
+def altered(
+    head: RequestHead, *, target: bytes, kept: bytes, host: bytes | None, length: int, chunked: bool
+) -> RequestHead:
+    """Return a head in which these are others; what it was read from stays as it is."""
+    fields = head.fields.copy()
+    fields.kept, fields.host = kept, host
+    fields.length, fields.chunked = length, chunked
+    return RequestHead(head.octets, head.method, target, head.minor, fields)
 
 
 def judge_request(head: bytes) -> None:

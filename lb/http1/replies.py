@@ -33,6 +33,7 @@ PROXY_ERRORS: Final = {
     "client_slow": "http_request_error",
     "client_timeout": "http_request_error",
     "denied": "http_request_denied",
+    "plugin_error": "proxy_internal_error",
     "no_route": "http_request_denied",
     "shutdown": "proxy_internal_error",
     "loop": "proxy_loop_detected",
@@ -63,12 +64,13 @@ def no_backend(upstream: str) -> Reply:
 def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes) -> bytes:
     """Return the whole answer; `name` is this instance's word in Proxy-Status."""
     reason = REASONS.get(reply.status, b"Unknown")
-    body = _body(reply, reason)
+    body = body_of(reply)
     lines = [b"HTTP/1.1 %d %b" % (reply.status, reason), b"Date: " + date]
     lines += [f"{key}: {value}".encode() for key, value in reply.fields]
     if reply.end != "ok":
         error = PROXY_ERRORS.get(reply.end, "proxy_internal_error").encode()
-        lines.append(b'Proxy-Status: %b; error=%b; details="%b"' % (name, error, _quoted(reply)))
+        details = b'; details="%b"' % _quoted(reply) if reply.detail else b""
+        lines.append(b"Proxy-Status: %b; error=%b%b" % (name, error, details))
     if reply.status in (502, 503, 504):
         lines.append(b"Retry-After: %d" % RETRY_AFTER_S)
     if body and not any(key.lower() == "content-type" for key, _ in reply.fields):
@@ -81,10 +83,11 @@ def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes
     return head if method == b"HEAD" or reply.status in (204, 304) else head + body
 
 
-def _body(reply: Reply, reason: bytes) -> bytes:
+def body_of(reply: Reply) -> bytes:
+    """Return its body; one that was given none says its status in words."""
     if reply.body is not None:
         return reply.body if isinstance(reply.body, bytes) else reply.body.encode()
-    text = b"%d %b" % (reply.status, reason)
+    text = b"%d %b" % (reply.status, REASONS.get(reply.status, b"Unknown"))
     return text + (b": " + reply.detail.encode() if reply.detail else b"") + b"\n"
 
 

@@ -73,8 +73,8 @@ class Exchange(Trying):
 
     # Called by the client connection.
 
-    def start(self, key: bytes) -> None:
-        """Go to a backend; `key` is what the hash policy balances by."""
+    def start(self, key: bytes, first: LiveEndpoint | None = None) -> None:
+        """Go to a backend, `first` if given; `key` is what the hash policy balances by."""
         upstream = self._upstream
         assert upstream is not None, "without an upstream there is only `answer`"
         upstream.active += 1
@@ -87,11 +87,13 @@ class Exchange(Trying):
         if limit is not None and self._head.fields.length > limit:
             self._refuse_body(limit)
             return
-        endpoint = None
-        if upstream.trials:
+        endpoint = first
+        if upstream.trials and endpoint is None and not self.barred:
             safe = self._whole and self.method in IDEMPOTENT
             endpoint = upstream.pick_trial(self._started, safe=safe)
-        self._go(upstream, endpoint or upstream.pick((), key, self._started), self._started)
+        if endpoint is None:
+            endpoint = upstream.pick(self.barred, key, self._started)
+        self._go(upstream, endpoint, self._started)
 
     def answer(self, reply: Reply) -> None:
         """Answer by ourselves; ends the exchange."""
@@ -385,6 +387,7 @@ class Exchange(Trying):
                 end,
                 self._head.octets if worker.log_wants_head else b"",
                 self._peer.proto,
+                self.plugin,
             )
         )
         if len(log.records) >= FLUSH_LINES:

@@ -18,6 +18,7 @@ from lb.metric_names import method_label
 from lb.metrics import BOUNDS, SUM, Meters
 from lb.model import UPGRADE, Route
 from lb.proxy.accesslog import AccessLog
+from lb.proxy.chain import Chain
 from lb.proxy.deadlines import Deadlines
 
 # Octets that we hold for a peer that reads slowly, before its source is paused and read on.
@@ -98,6 +99,7 @@ class Plan:
         "_seconds",
         "_view",
         "body_max",
+        "chain",
         "connect_seconds",
         "route",
         "timeout",
@@ -105,7 +107,15 @@ class Plan:
         "upstream_name",
     )
 
-    def __init__(self, meters: Meters, listener: str, route: Route | None, upstream: str) -> None:
+    def __init__(
+        self,
+        meters: Meters,
+        listener: str,
+        route: Route | None,
+        upstream: str,
+        chain: Chain | None = None,
+    ) -> None:
+        self.chain = chain  # The plugins that requests pass, if any.
         self.route = route.name if route is not None else ""
         self.upstream_name = upstream
         self.body_max = route.body_max if route is not None else None

@@ -21,12 +21,15 @@ from lb.http1.replies import Reply
 from lb.metrics import Meters
 from lb.model import Endpoint, Health, Listener, Plans, Route, Upstream
 from lb.outlier import Ejection
+from lb.plugin import Table
 from lb.proxy.accesslog import AccessLog
 from lb.proxy.arrival import Arrival
 from lb.proxy.client_connection import ClientConnection
 from lb.proxy.descriptors import Descriptors
 from lb.proxy.door import Door
 from lb.proxy.exchange import Exchange
+from lb.proxy.hooked import Hooked
+from lb.proxy.live_plugins import LivePlugins, own_table
 from lb.proxy.load import Load
 from lb.proxy.outliers import Outliers
 from lb.proxy.plan import Plan, WorkerState
@@ -62,6 +65,7 @@ class Switchboard:
         workers: int,
         meters: Meters,
         rng: random.Random,
+        table: Callable[[str], Table] = own_table,
     ) -> None:
         self.worker = WorkerState(loop, meters, rng, worker)
         self.workers = workers
@@ -89,6 +93,7 @@ class Switchboard:
         self._verdicts: dict[str, dict[str, Health]] = {}
         self._ejections: dict[str, dict[str, Ejection]] = {}
         self.outliers = Outliers(worker, rng)
+        self.plugins = LivePlugins(loop, meters, rng, table)
         self.descriptors = Descriptors()
         self.load = Load()
         self.on_full: Callable[[str], None] = lambda address: None  # The listeners' to set,
@@ -109,11 +114,13 @@ class Switchboard:
         verdicts: dict[str, dict[str, Health]] | None,
         material: dict[str, bytes] | None = None,
         ejections: dict[str, dict[str, Ejection]] | None = None,
+        sources: dict[str, bytes] | None = None,
     ) -> None:
         """
         Serve by these from now on; None stands for what did not change.
 
-        `material` are the certificates and keys that plans name by digest.
+        `material` are the certificates and keys that plans name by digest, `sources` the code
+        of their plugins.
         """
         touched: set[str] = set()
         if material is not None:
@@ -130,7 +137,7 @@ class Switchboard:
                         if upstreams.get(name) != self._endpoints.get(name)}  # fmt: skip
             self._endpoints = upstreams
         if plans is not None:
-            self._install_plans(plans)
+            self._install_plans(plans, sources or {})
             touched |= self._upstreams.keys()
         if self._policies is None:
             return
@@ -160,6 +167,7 @@ class Switchboard:
     def close(self) -> None:
         """Close what is idle, write out what is left; nothing may be served after this."""
         self.worker.deadlines.stop()
+        self.plugins.close()
         for upstream in self._upstreams.values():
             upstream.leave()
         if self._log is not None:
@@ -243,10 +251,14 @@ class Switchboard:
         ):
             upstream = direct.upstream
             peer = self._peer(client, fields)
+            key = self._key(direct.by, peer, target, fields) if direct.by else b""
+            if direct.plan.chain is not None:
+                self._open_hooked(direct.plan, upstream, client, peer, head, started, key)
+                return
             client.exchange = exchange = Exchange(
                 self.worker, direct.plan, upstream, client, peer, head, started
             )
-            exchange.start(self._key(direct.by, peer, target, fields) if direct.by else b"")
+            exchange.start(key)
         else:
             self._open_by_route(client, head, started)
 
@@ -275,16 +287,43 @@ class Switchboard:
             upstream_name = pick_share(route, self._key(route.split_by, peer, path, fields))
         upstream = self._upstreams.get(upstream_name) if upstream_name else None
         plan = self._plan(listener.name, route, upstream_name or "")
+        key, reply = b"", None
+        if listener.ready_path and path.decode() == listener.ready_path:
+            upstream, reply = None, self._readiness()
+        elif upstream is not None:
+            by = _hash_key(upstream.policy)
+            key = self._key(by, peer, path, fields) if by else b""
+        else:
+            reply = self._own_reply(match)
+            if plan.chain is not None:
+                self._open_hooked(plan, None, client, peer, head, started, key, reply)
+                return
+        if plan.chain is not None and reply is None:
+            self._open_hooked(plan, upstream, client, peer, head, started, key)
+            return
         client.exchange = exchange = Exchange(
             self.worker, plan, upstream, client, peer, head, started
         )
-        if listener.ready_path and path.decode() == listener.ready_path:
-            exchange.answer(self._readiness())
-        elif upstream is not None:
-            by = _hash_key(upstream.policy)
-            exchange.start(self._key(by, peer, path, fields) if by else b"")
+        if reply is not None:
+            exchange.answer(reply)
         else:
-            exchange.answer(self._own_reply(match))
+            exchange.start(key)
+
+    def _open_hooked(  # noqa: PLR0913, PLR0917 - all of an exchange, and what it begins with
+        self,
+        plan: Plan,
+        upstream: LiveUpstream | None,
+        client: ClientConnection,
+        peer: Peer,
+        head: RequestHead,
+        started: float,
+        key: bytes,
+        reply: Reply | None = None,
+    ) -> None:
+        client.exchange = exchange = Hooked(
+            self.worker, plan, upstream, client, peer, head, started
+        )
+        exchange.open(key, reply)
 
     def _sheds(self, client: ClientConnection, head: RequestHead, started: float) -> bool:
         """Turn away a part of what comes, while there is more than this worker can do."""
@@ -321,7 +360,7 @@ class Switchboard:
                 (self.worker.wall_offset + self._loop.time(), self.worker.next_request_id(),
                  client.plan.name, client.peer.address, b"", b"", line, 1, reply.status, 0.0, None,
                  None, len(octets), len(data), "", "", "", (), False, reply.end, b"",
-                 client.peer.proto)
+                 client.peer.proto, "")
             )  # fmt: skip
         return data
 
@@ -379,8 +418,9 @@ class Switchboard:
 
     # Swapping.
 
-    def _install_plans(self, plans: Plans) -> None:
+    def _install_plans(self, plans: Plans, sources: dict[str, bytes]) -> None:
         self._policies = plans
+        self.plugins.install(plans, sources)
         self._node = plans.node
         self.worker.via = plans.via.encode()
         names = {upstream.name for upstream in plans.upstreams}
@@ -465,7 +505,9 @@ class Switchboard:
         key = (listener, route.name if route is not None else "", upstream)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = Plan(self._meters, listener, route, upstream)
+            known = self._listeners.get(listener) or Listener(listener, ())
+            chain = self.plugins.chain(known, route)
+            plan = self._plans[key] = Plan(self._meters, listener, route, upstream, chain)
         return plan
 
     def _door(self, listener: str) -> Door:
@@ -476,6 +518,7 @@ class Switchboard:
 
     def _on_tick(self, now: float) -> None:
         self.load.look(now)
+        self.plugins.on_tick(now)
         self._meters.view[self._shed_shown] = int(self.load.shed * 1e6)
         busy = sum(each.connections for each in self._upstreams.values())
         self.descriptors.look(now, len(self.clients) + busy)

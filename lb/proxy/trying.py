@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
+from collections.abc import Sequence
 from enum import Enum
 from time import monotonic
 from typing import Final
@@ -67,6 +68,11 @@ class Trying(ABC):
         "_tries", "_try_started", "_upstream", "_waiting", "_whole", "_worker", "_written",
         "method", "upgrade",
     )  # fmt: skip
+
+    # What a plugin may say, and else nobody does.
+    barred: Sequence[LiveEndpoint] = ()  # Not to be asked.
+    judged = False  # Whether the answer is to be tried again has been decided.
+    plugin = ""  # Whose answer it is.
 
     def __init__(
         self,
@@ -325,7 +331,8 @@ class Trying(ABC):
         assert backend is not None, "somebody answered"
         ends = [*(end for _, _, end in self._tries), Failure.STATUS.value]
         if (
-            not self._whole
+            self.judged
+            or not self._whole
             or self._judge(Failure.STATUS, ends) is Answer.NO
             or upstream.pick([*self._tried, endpoint], self._key, now) is None
         ):
@@ -342,4 +349,4 @@ class Trying(ABC):
         if self._step is not _CONNECTING or self._endpoint is not None or upstream is None:
             return
         now = monotonic()
-        self._go(upstream, upstream.pick((), self._key, now), now)
+        self._go(upstream, upstream.pick(self.barred, self._key, now), now)

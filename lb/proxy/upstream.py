@@ -11,7 +11,7 @@ import asyncio
 import random
 import ssl
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from time import monotonic
 from typing import Final, Protocol
 
@@ -162,6 +162,11 @@ class Waiting:
 class Waiter(Protocol):
     """An exchange, as the queue sees it."""
 
+    @property
+    def barred(self) -> Collection[LiveEndpoint]:
+        """Who must not take it."""
+        ...
+
     def admitted(self, endpoint: LiveEndpoint, now: float) -> None:
         """Go to this endpoint; it counts as taken already."""
         ...
@@ -205,6 +210,8 @@ class LiveUpstream:
         self._meters = meters
         self._rng = rng
         self._endpoints: dict[tuple[str, str], LiveEndpoint] = {}
+        self._usable: Sequence[LiveEndpoint] = ()
+        self._by_key: dict[str, LiveEndpoint] | None = None  # Made when it is asked for.
         self._uncounted: deque[LiveEndpoint] = deque()  # at most those that there are
         self._leaving: set[LiveEndpoint] = set()
         self._queue_length = meters.gauge("lb_queue_length", upstream=name)
@@ -316,6 +323,21 @@ class LiveUpstream:
             if live.state is State.ACTIVE and live.full_weight
         }
 
+    def usable_keys(self) -> tuple[str, ...]:
+        """Return the keys of those that may take a request now."""
+        return tuple(dict.fromkeys(live.key for live in self._usable if live not in self._full))
+
+    def usable(self, key: str) -> LiveEndpoint | None:
+        """Return an endpoint of a backend that may take a request now, None if none may."""
+        if self._by_key is None:
+            self._by_key = {live.key: live for live in reversed(self._usable) if live.weight}
+        live = self._by_key.get(key)
+        return None if live in self._full else live
+
+    def endpoints_of(self, keys: Container[str]) -> list[LiveEndpoint]:
+        """Return all endpoints of backends."""
+        return [live for live in self._endpoints.values() if live.key in keys]
+
     def take(self, endpoint: LiveEndpoint) -> None:
         """Count a request that begins on an endpoint."""
         endpoint.in_flight += 1
@@ -356,7 +378,7 @@ class LiveUpstream:
         while self._queue:
             exchange = self._queue[0].exchange
             if exchange is not None:
-                endpoint = self.pick((), b"", now)
+                endpoint = self.pick(exchange.barred, b"", now)
                 if endpoint is None:
                     return
                 self.take(endpoint)
@@ -424,6 +446,7 @@ class LiveUpstream:
         self._warm_at = NEVER
         if self.policy.slow_start and self.policy.balance != "hash":
             self._warm(usable, now)
+        self._usable, self._by_key = usable, None
         self.balancer = make(self.policy.balance, usable, self._rng, self.balancer)
 
     def _warm(self, usable: Sequence[LiveEndpoint], now: float) -> None:
