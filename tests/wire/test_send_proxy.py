@@ -164,6 +164,14 @@ def test_turning_it_on_and_off_uses_no_connection_again() -> None:
         assert len(origin.connections) == 1
 
 
+async def no_sockets_left() -> None:
+    """Wait until what was closed has ended: TLS says goodbye first, and waits for an answer."""
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    async with asyncio.timeout(5):
+        while len(selector.get_map()) > 1:  # One is the loop's own.
+            await asyncio.sleep(0.005)
+
+
 @VERSIONS
 @pytest.mark.parametrize("kind", ["http", "https", "tcp"])
 def test_a_check_speaks_for_itself(version: str, kind: str) -> None:
@@ -189,8 +197,7 @@ def test_a_check_speaks_for_itself(version: str, kind: str) -> None:
                 return await asker.ask(subject)
             finally:
                 await asker.close()
-                for _ in range(10):
-                    await asyncio.sleep(0)  # Turns in which closed transports end.
+                await no_sockets_left()
 
         answer = asyncio.run(probe())
         assert answer.ok, answer
