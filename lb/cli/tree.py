@@ -72,6 +72,7 @@ class Lb(LazyGroup):
         "backend": ("members:backend", "Add, change, drain or remove backends, live."),
         "group": ("group:group", "The instances that agree: show, add, remove, recover."),
         "events": ("events:events", "What changes, as it changes."),
+        "plugin": ("plugin:plugin", "List, check and begin plugins."),
         "storage": ("storage:storage", "Verify or print what a member's log on disk holds."),
         "completion": ("shell:completion", "Print the shell's completion script."),
         "version": ("shell:version", "Print the version."),
