@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.balance import POLICIES, make
-from lb.balance.consistent_hash import SLOTS
+from lb.balance.slots import SLOTS
 from lb.balance.round_robin import PASSES_MAX
 
 every_policy = pytest.mark.parametrize("policy", POLICIES)

@@ -2,7 +2,8 @@
 
 A worker decodes one part per turn of its loop and swaps at the commit, as `lb/worker.py` does;
 here each of those turns is timed by itself, in CPU time, so that a busy neighbour does not count.
-A turn is what the loop is stalled by, their sum is when the edition is live.
+A turn is what the loop is stalled by, their sum is when the edition is live, the turns in which a
+balancer is made in parts included.
 
     python bench/micro/editions.py [--backends 1000] [--rounds 20]
 
@@ -25,6 +26,7 @@ from typing import Final
 
 import uvloop
 
+from lb.balance import StandIn
 from lb.config.schema import Config
 from lb.edition import Assembly, Composer, Edition, Sources
 from lb.metrics import Meters, create_memory
@@ -124,7 +126,7 @@ class Worker:
     assembly: Assembly
     switchboard: Switchboard
 
-    def turns(self, edition: Edition, held: Edition | None) -> list[float]:
+    async def turns(self, edition: Edition, held: Edition | None) -> list[float]:
         """Take an edition in as its frames come; return what each turn took, in ms."""
         before = held.parts if held is not None else {}
         steps: list[Callable[[], None]] = [
@@ -141,6 +143,10 @@ class Worker:
         for step in steps:
             start = time.thread_time()
             step()
+            took.append((time.thread_time() - start) * 1e3)
+        while isinstance(self.switchboard._upstreams["app"].balancer, StandIn):
+            start = time.thread_time()
+            await asyncio.sleep(0)  # A part of a balancer that takes long is made in each turn.
             took.append((time.thread_time() - start) * 1e3)
         return took
 
@@ -161,9 +167,9 @@ async def measure(balance: str, what: str, count: int) -> list[float]:
     composer = Composer("bench", "lb-00000000")
     sources = sources_of(balance, count)
     first = composer.compose(sources, 1)
-    turns = worker.turns(first, None)
+    turns = await worker.turns(first, None)
     if what != "the first one":
-        turns = worker.turns(composer.compose(CHANGES[what](sources), 2), first)
+        turns = await worker.turns(composer.compose(CHANGES[what](sources), 2), first)
     worker.switchboard.close()
     return turns
 

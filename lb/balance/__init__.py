@@ -16,12 +16,13 @@ from lb.balance.least_requests import LeastRequests
 from lb.balance.peak_ewma import PeakEwma
 from lb.balance.random_choice import RandomChoice
 from lb.balance.round_robin import RoundRobin
+from lb.balance.stand_in import StandIn
 from lb.balance.two_choices import TwoChoices
 
 if TYPE_CHECKING:
     import random
 
-__all__ = ["POLICIES", "Balancer", "Candidate", "make"]
+__all__ = ["POLICIES", "Balancer", "Candidate", "StandIn", "begin", "make"]
 
 POLICIES: Final[dict[str, type[Balancer[Candidate]]]] = {
     "round_robin": RoundRobin,
@@ -44,5 +45,30 @@ def make(
 
     `before` is the one it replaces: what stays keeps its position and what is known of it.
     """
+    made = _begun(policy, candidates, rng, before)
+    while not made.go_on():
+        pass
+    return made
+
+
+def begin(
+    policy: str, candidates: Sequence[C], rng: random.Random, before: Balancer[C]
+) -> Balancer[C] | StandIn[C]:
+    """
+    Return the same, or who stands in for it until it is ready.
+
+    Whoever has a `StandIn` calls its `go_on` until it gets what to use from then on.
+    """
+    overtaken = before.overtaken + 1 if isinstance(before, StandIn) else 0
+    settled = before.settled() if isinstance(before, StandIn) else before
+    made = _begun(policy, candidates, rng, settled)
+    if made.go_on():
+        return made
+    return StandIn(made, candidates, settled, overtaken)
+
+
+def _begun(
+    policy: str, candidates: Sequence[C], rng: random.Random, before: Balancer[C] | None
+) -> Balancer[C]:
     made: Balancer[C] = POLICIES[policy](candidates, rng, before)  # type: ignore[arg-type, assignment]
     return made

@@ -61,6 +61,10 @@ class Balancer(Generic[C]):
         """Get ready to give out these, all alike in being a backup or not."""
         raise NotImplementedError
 
+    def go_on(self) -> bool:
+        """Do a part of what is left of getting ready; return whether nothing is."""
+        return True
+
     def pick(self, tried: Container[C] = (), key: bytes = b"", now: float = 0.0) -> C | None:
         """Return who gets the next request, passing over `tried`; None if nobody is left."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from collections.abc import Collection, Container, Mapping, Sequence
 from time import monotonic
 from typing import Final, Protocol
 
-from lb.balance import Balancer, make
+from lb.balance import Balancer, StandIn, begin, make
 from lb.balance.slow_start import warm_weights
 from lb.health import eligible
 from lb.metrics import Meters
@@ -447,7 +447,18 @@ class LiveUpstream:
         if self.policy.slow_start and self.policy.balance != "hash":
             self._warm(usable, now)
         self._usable, self._by_key = usable, None
-        self.balancer = make(self.policy.balance, usable, self._rng, self.balancer)
+        self.balancer = begin(self.policy.balance, usable, self._rng, self.balancer)
+        if isinstance(self.balancer, StandIn):
+            self._loop.call_soon(self._go_on, self.balancer)
+
+    def _go_on(self, stand_in: StandIn[LiveEndpoint]) -> None:
+        """Make a part of a balancer at each turn of the loop, then use it."""
+        if stand_in is not self.balancer:
+            return  # Another edition has come meanwhile.
+        if stand_in.go_on():
+            self.balancer = stand_in.settled()
+        else:
+            self._loop.call_soon(self._go_on, stand_in)
 
     def _warm(self, usable: Sequence[LiveEndpoint], now: float) -> None:
         """Give those that have come or come back a part of their weight."""
