@@ -23,6 +23,7 @@ from lb.control.admin_acts import Acts
 from lb.control.admin_door import Door, Tls, plain
 from lb.control.admin_group import GroupActs
 from lb.control.admin_guard import BODY_BYTES_MAX, answer_errors, guard
+from lb.control.admin_plugins import PluginReads
 from lb.control.admin_probes import Probes
 from lb.control.admin_reads import Reads
 from lb.control.admin_recent import RECENT_SECONDS, Recent
@@ -36,7 +37,7 @@ from lb.control.problems import Problem
 
 STOP_SECONDS_MAX = 1.0  # What runs at a stop gets this long.
 
-LATER = ("locks", "rollouts", "exchanges", "plugins")
+LATER = ("locks", "rollouts", "exchanges")
 
 
 class AdminServer:
@@ -105,6 +106,7 @@ class AdminServer:
                 web.post("/v1/upgrade", acts.upgrade),
                 web.post("/v1/session", self._access.open_session),
                 web.delete("/v1/session", self._access.close_session),
+                web.get("/v1/plugins", PluginReads(desk).get),
                 web.get("/openapi.json", _openapi),
                 web.get("/v1/events", self.events.get, allow_head=False),
                 *_group_routes(GroupActs(desk, writes)),

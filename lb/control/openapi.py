@@ -241,6 +241,7 @@ OPERATIONS: list[tuple[str, str, str, Json]] = [
         {"schema": "Written", "takes": "note wait key", "body": "Object", "body_required": True},
     ),
     ("get", "/v1/config", "The config in force.", {"schema": "Object"}),
+    ("get", "/v1/plugins", "Plugins in use, and how they do.", {"schema": "Object"}),
     (
         "post",
         "/v1/config/reload",

@@ -14,6 +14,7 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from yarl import URL
 from lb import __version__
 from lb.config.schema import Health
 from lb.model import HTTPS
+from lb.plugin_code import PluginError, described, module_of, registered_in
 
 BODY_BYTES_MAX = 64 * 1024  # Of an answer, searched for `body`.
 REASON_MAX = 200
@@ -50,13 +52,15 @@ class Subject:
     tls: ssl.SSLContext | None = None
     name: str = ""
     greeting: bytes = b""  # what a connection begins with, before TLS: a PROXY header
+    code: Mapping[str, str] | None = None  # of a plugin's check
 
     @property
     def target(self) -> list[object]:
         """What a verdict is about: while this stays, the verdict holds, whatever else changes."""
         check = self.check
-        return [check.type, check.path, check.port, check.host, check.expect, check.body, self.host,
-                self.name]  # fmt: skip
+        digest = self.code["digest"] if self.code is not None else ""
+        return [check.type, digest, check.path, check.port, check.host, check.expect, check.body,
+                self.host, self.name]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,7 @@ class Asker:
     async def ask(self, subject: Subject) -> Answer:
         """Probe once; how long that may take is the caller's to say."""
         try:
-            if subject.check.type == "tcp":
-                return await _connect(subject)
-            return await self._get(subject)
+            return await self._ask(subject)
         except aiohttp.ClientConnectorCertificateError as error:
             reason = f"the certificate is not accepted: {_certificate_words(error)}"
         except aiohttp.ClientConnectorSSLError as error:
@@ -96,6 +98,13 @@ class Asker:
         except aiohttp.ClientError as error:
             reason = f"{type(error).__name__}: {error}"
         return Answer(False, " ".join(reason.split())[:REASON_MAX])
+
+    async def _ask(self, subject: Subject) -> Answer:
+        if subject.code is not None:
+            return await _ask_plugin(subject, subject.code)
+        if subject.check.type == "tcp":
+            return await _connect(subject)
+        return await self._get(subject)
 
     async def close(self) -> None:
         """Let go of what is open."""
@@ -117,6 +126,21 @@ class Asker:
         async with _session(connector) as session:
             url = URL(f"http://localhost{check.path}", encoded=True)
             return await _judge(session, url, subject)
+
+
+async def _ask_plugin(subject: Subject, code: Mapping[str, str]) -> Answer:
+    """Have a plugin's check made: what it raises is why the endpoint is not well."""
+    name = subject.check.type_plugin
+    try:
+        check = registered_in(module_of(code), "health_check").get(name)
+        if check is None:
+            return Answer(False, f"plugin check {name} is not in {code['file']}")
+        await check(_probed_address(subject), subject.check.timeout)
+    except PluginError as error:
+        return Answer(False, f"plugin check {name}: {error.message}"[:REASON_MAX])
+    except (Exception, SystemExit) as error:  # Whatever it raises: that is how it says no.
+        return Answer(False, described(error)[:REASON_MAX])
+    return Answer(True, f"{name} is content")
 
 
 def _session(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:

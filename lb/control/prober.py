@@ -76,6 +76,7 @@ def subjects_of(
         check = upstream.health
         if check is None or not check.active:
             continue
+        code = config.plugins.code.get(f"health_check:{check.type}")
         way = upstream.send_proxy
         greeting = b"" if way == "off" else write_proxy_header(way, None)
         for row in backends_of(name, upstream, registry.upstreams.get(name)):
@@ -90,7 +91,7 @@ def subjects_of(
                 tls = context(config, name)
                 expected = upstream.tls.name or host_in(row.address)[0]
             for address in endpoints_of(row.address, resolved):
-                subject = Subject(name, address, host, check, tls, expected, greeting)
+                subject = Subject(name, address, host, check, tls, expected, greeting, code)
                 found.setdefault((name, address), subject)
     return list(found.values())
 

@@ -143,6 +143,7 @@ class Switchboard:
             return
         for policy in self._policies.upstreams:
             if policy.name in touched:
+                self._upstreams[policy.name].balancers = self.plugins.balancers
                 self._upstreams[policy.name].install(
                     policy,
                     self._endpoints.get(policy.name, ()),

@@ -190,6 +190,7 @@ class LiveUpstream:
         outliers: Outliers | None = None,
     ) -> None:
         self.name = name
+        self.balancers: Mapping[str, type[Balancer[LiveEndpoint]]] = {}  # of plugins
         self.ejections: Mapping[str, Ejection] = {}
         self.trials: list[LiveEndpoint] = []  # ejected, and to be tried by the next request
         self._ejected: list[LiveEndpoint] = []
@@ -447,7 +448,9 @@ class LiveUpstream:
         if self.policy.slow_start and self.policy.balance != "hash":
             self._warm(usable, now)
         self._usable, self._by_key = usable, None
-        self.balancer = begin(self.policy.balance, usable, self._rng, self.balancer)
+        self.balancer = begin(
+            self.policy.balance, usable, self._rng, self.balancer, self.balancers
+        )
         if isinstance(self.balancer, StandIn):
             self._loop.call_soon(self._go_on, self.balancer)
 
