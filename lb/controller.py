@@ -37,6 +37,7 @@ from lb.control.file_memory import FileMemory
 from lb.control.forced import Forced, Overrides
 from lb.control.group import Group
 from lb.control.group_desk import GroupDesk
+from lb.control.head_count import follow_count
 from lb.control.in_force import PART, InForce
 from lb.control.kept import kept_edition, via_of
 from lb.control.names import NameServers
@@ -111,13 +112,14 @@ class Controller:
     async def _work(self) -> None:
         await self._begin(*await self._welcomed)
         self._spawn(self._certificates.run())
+        self._spawn(follow_count(lambda: self._group.instances, self._publisher.touch))
         await self._watcher.run()
 
     # Beginning and ending
 
     async def _begin(self, welcome: Message, fds: list[int]) -> None:
-        self._pid, self._started = welcome["pid"], welcome["started"]
-        self._stopping = welcome["stopping"]
+        said = ("pid", "started", "stopping")
+        self._pid, self._started, self._stopping = (welcome[word] for word in said)
         self._supervising.take_welcome(welcome)
         if welcome["ended"]:
             log.warning("the controller before this one %s", welcome["ended"])
@@ -153,7 +155,6 @@ class Controller:
 
     async def _meet_group(self, sock: socket.socket | None) -> None:
         """Let the other members find us, and find them."""
-
         views = Views(self)
 
         async def standing(_: Claim, __: Plain) -> Plain:
@@ -212,8 +213,7 @@ class Controller:
             self._control_parts,
             kept,
         )
-        parse = functools.partial(parse_in_child, self._path)
-        self._watcher = Watcher(parse, self._disk_changed)
+        self._watcher = Watcher(functools.partial(parse_in_child, self._path), self._disk_changed)
         self._group.subscribe(self._registry_changed)
         self._group.subscribe_applied(write_down)
         self._closers += [asker.close, self._prober.close, self._resolver.close]
@@ -285,7 +285,7 @@ class Controller:
         {
             "welcome": self._take_welcome,
             "bound": self._supervising.bound,
-            "workers": self._take_workers,
+            "workers": lambda workers, _: self._supervising.take_workers(workers),
             "metrics": self._supervising.take_metrics,
             "link": self._take_link,
             "reload": self._take_reload,
@@ -302,9 +302,6 @@ class Controller:
             link.close_all(fds)
         else:
             self._welcomed.set_result((message, fds))
-
-    def _take_workers(self, message: Message, _: list[int]) -> None:
-        self._supervising.take_workers(message)
 
     def _take_link(self, message: Message, fds: list[int]) -> None:
         if self._begun:
@@ -397,6 +394,7 @@ class Controller:
             resolved=self._resolver.resolved,
             certificates=self._certificates.current,
             ejections=self._outliers.ejections,
+            instances=self._group.instances,
         )
 
     def _control_parts(self) -> dict[str, bytes]:

@@ -99,6 +99,7 @@ class Sources:
     certificates: Certificates = NO_CERTIFICATES
     ejections: Ejected = field(default_factory=dict)
     forced: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    instances: int = 1  # Of the group, that live.
 
 
 class BackendRow(NamedTuple):
@@ -181,7 +182,7 @@ class Composer:
     def __init__(self, node: str, via: str) -> None:
         self._node = node
         self._via = via
-        self._config: tuple[object, int, object, bytes] = (None, 0, None, b"")
+        self._config: tuple[object, int, object, int, bytes] = (None, 0, None, 1, b"")
         self._verdicts: tuple[object, bytes] = (None, b"")
         self._ejections: tuple[object, bytes] = (None, b"")
         self._plugins: tuple[object, dict[str, bytes]] = (None, {})
@@ -215,18 +216,21 @@ class Composer:
         return parts
 
     def _config_part(self, sources: Sources) -> bytes:
-        config, generation, certificates, body = self._config
+        config, generation, certificates, instances, body = self._config
+        # Only plugins ask how many we are; else nothing changes when somebody comes or goes.
+        count = sources.instances if sources.config.plugins.code else 1
         if (
             config is not sources.config
             or generation != sources.generation
             or certificates is not sources.certificates
+            or instances != count
         ):
             certificates = sources.certificates
             plans = plan(
-                sources.config, self._node, self._via, sources.generation, sources.certificates
+                sources.config, self._node, self._via, sources.generation, certificates, count
             )
             body = orjson.dumps(plans)
-            self._config = (sources.config, sources.generation, certificates, body)
+            self._config = (sources.config, sources.generation, certificates, count, body)
         return body
 
     def _verdicts_part(self, verdicts: Verdicts) -> bytes:

@@ -42,6 +42,7 @@ def plan(
     via: str,
     generation: int,
     certificates: Certificates = NO_CERTIFICATES,
+    instances: int = 1,
 ) -> Plans:
     """The part of a config that workers act on."""
     log = config.access_log
@@ -59,6 +60,7 @@ def plan(
         access_log=model.AccessLog(log.output, log.format, tuple(log.redact)),
         plugins=_plan_uses("plugins", config.plugins.use),
         code=tuple(_plan_code(name, each) for name, each in config.plugins.code.items()),
+        instances=instances,
     )
 
 

@@ -359,6 +359,11 @@ class Group:
     def _send(self, to: int, data: bytes) -> bool:
         return self.peers is not None and self.peers.send(to, data)
 
+    @property
+    def instances(self) -> int:
+        """How many of the group's instances live, as far as we hear of them; 1 alone."""
+        return 1 + (len(self.peers.connected) if self.peers is not None else 0)
+
     def _reaches(self, member: int) -> bool:
         return self.peers is not None and member in self.peers.connected
 
