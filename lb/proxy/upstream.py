@@ -448,9 +448,7 @@ class LiveUpstream:
         if self.policy.slow_start and self.policy.balance != "hash":
             self._warm(usable, now)
         self._usable, self._by_key = usable, None
-        self.balancer = begin(
-            self.policy.balance, usable, self._rng, self.balancer, self.balancers
-        )
+        self.balancer = begin(self.policy.balance, usable, self._rng, self.balancer, self.balancers)
         if isinstance(self.balancer, StandIn):
             self._loop.call_soon(self._go_on, self.balancer)
 

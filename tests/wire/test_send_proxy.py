@@ -169,7 +169,7 @@ async def no_sockets_left() -> None:
     selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
     async with asyncio.timeout(5):
         while len(selector.get_map()) > 1:  # One is the loop's own.
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0)
 
 
 @VERSIONS
