@@ -22,7 +22,10 @@ from lb.config.secrets import REVEALED
 from lb.errors import OperatorError, OurError
 
 PARSE_SECONDS_MAX = 30.0
-NICER = 10  # A reload may take a moment longer where workers need the CPU for those they serve.
+# A reload may take a moment longer where workers need the CPU for those they serve. Measured on
+# two busy cores, 20 reloads in 10 s: p99 is 1.2 times what it is without them, and 2.1 times
+# without this. Much nicer than this, a reload on a full machine would take too long.
+NICER = 10
 PATIENCE = 10.0  # Seconds for a certificate and a key to match that are being replaced.
 OUTPUT_BYTES_MAX = 64 * 1024 * 1024  # 1 MiB of plain addresses becomes some 20 MiB.
 STDERR_BYTES_MAX = 64 * 1024
