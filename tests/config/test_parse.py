@@ -86,6 +86,20 @@ def test_a_child_that_does_not_end(folder: Folder, monkeypatch: pytest.MonkeyPat
         asyncio.run(parse_in_child("lb.toml"))
 
 
+def test_the_child_lets_workers_go_first(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    nicer = os.getpriority(os.PRIO_PROCESS, 0) + parse.NICER
+    folder.write(
+        f"import os, sys\nwhile os.getpriority(os.PRIO_PROCESS, 0) < {min(nicer, 19)}: pass\n"
+        "sys.exit('it has lower priority')",
+        "lb/__init__.py",
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder.path))
+    monkeypatch.setattr(parse, "PARSE_SECONDS_MAX", 5.0)
+
+    with pytest.raises(OurError, match="it has lower priority"):
+        asyncio.run(parse_in_child("lb.toml"))
+
+
 def test_the_loop_turns_meanwhile(folder: Folder) -> None:
     folder.write("import signal; signal.pause()", "lb/__init__.py")
 
