@@ -4,10 +4,15 @@ How many more clients this worker can take before its descriptors are used up.
 Each client costs one, and mostly another for a backend; what runs must get its own, so some are
 kept for backends and no client is let in on them. Looking costs a walk through all that are
 open, so it is done once a second, and only where they are many for the limit.
+
+Whether one is to be had at all is tried at each tick. Somebody may have lowered our limit, or the
+machine be out of them, and then the loop, left to itself, accepts new clients only to close
+them (libuv's way not to spin): they had better wait.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import resource
@@ -31,12 +36,14 @@ class Descriptors:
 
     def __init__(self) -> None:
         self.read_limit: Callable[[], int] = _soft_limit  # It may be changed from outside.
+        self.try_one: Callable[[], int] = _try_one
         self.limit = self.read_limit()
         self.kept = 0
         self.room = 0
         self._look_at = 0.0
         self._say_at = 0.0
         self._short = False
+        self._refused = 0  # why not one is to be had
         self.look(monotonic(), 0)
 
     @property
@@ -45,16 +52,21 @@ class Descriptors:
         return self.room >= PLENTY
 
     def look(self, now: float, about: int) -> None:
-        """Count again, if that is due; `about` is how many connections there are at least."""
-        if now < self._look_at:
+        """
+        Count again, if that is due; `about` is how many connections there are at least.
+
+        It is due at once where the limit has changed, or one is no longer or again to be had.
+        """
+        limit, refused = self.read_limit(), self.try_one()
+        if now < self._look_at and limit == self.limit and refused == self._refused:
             return
         self._look_at = now + LOOK_EVERY_S
-        self.limit = self.read_limit()
-        self.kept = min(self.limit // KEPT_SHARE, KEPT_MAX)
-        free = self.limit - self.kept - about
-        if 2 * about > self.limit or free < COST * PLENTY:
-            free = self.limit - self.kept - _open_now(self.limit)
-        self.room = free // COST
+        self.limit, self._refused = limit, refused
+        self.kept = min(limit // KEPT_SHARE, KEPT_MAX)
+        free = limit - self.kept - about
+        if 2 * about > limit or free < COST * PLENTY:
+            free = limit - self.kept - _open_now(limit)
+        self.room = 0 if refused else free // COST
         self._say(now, free)
 
     def _say(self, now: float, free: int) -> None:
@@ -62,8 +74,11 @@ class Descriptors:
         if short == self._short or now < self._say_at:
             return
         self._short = short
-        if short:
-            self._say_at = now + SAY_EVERY_S
+        if not short:
+            log.info("new clients are accepted again: %d descriptors are free", free + self.kept)
+            return
+        self._say_at = now + SAY_EVERY_S
+        if self._refused in (0, errno.EMFILE):
             log.warning(
                 "out of descriptors: %d of %d are open and %d are kept for backends, so new "
                 "clients wait until some close; raise LimitNOFILE in the unit (or ulimit -n), "
@@ -71,7 +86,11 @@ class Descriptors:
                 *(self.limit - self.kept - free, self.limit, self.kept),
             )
         else:
-            log.info("new clients are accepted again: %d descriptors are free", free + self.kept)
+            log.warning(
+                "out of descriptors: this machine has none left (%s), so new clients wait until "
+                "it has; see what holds them (/proc/sys/fs/file-nr), or raise fs.file-max",
+                os.strerror(self._refused),
+            )
 
 
 def _open_now(limit: int) -> int:
@@ -83,3 +102,12 @@ def _open_now(limit: int) -> int:
 
 def _soft_limit() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def _try_one() -> int:
+    """Return why no descriptor is to be had, 0 if one is."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno or errno.EMFILE
+    return 0

@@ -120,12 +120,16 @@ class Listeners:
             self._loop.call_soon(self._hold_back, address)
 
     def _hold_back(self, address: str) -> None:
+        self._cease(address)
+        self._let_in(monotonic())
+
+    def _cease(self, address: str | None = None) -> None:
+        """Have no server accept there, or anywhere."""
         for queue, (server, sock) in self._servers.items():
-            if queue[0] == address and server is not None:
+            if server is not None and address in (None, queue[0]):
                 server.close()  # A dup of the socket: the queue stays, and who is in it.
                 self._servers[queue] = (None, sock)
                 self._full_since[queue] = monotonic()
-        self._let_in(monotonic())
 
     def _gone(self) -> None:
         """Somebody left: there may be room."""
@@ -139,6 +143,8 @@ class Listeners:
 
     def _let_in(self, now: float) -> None:
         """Let in as many as there is room for; tell those who have waited long enough."""
+        if self._switchboard.descriptors.room <= 0:
+            self._cease()  # Where none is left at all, a server closes whom it accepts.
         held = 0
         for queue, since in tuple(self._full_since.items()):
             _, sock = self._servers[queue]

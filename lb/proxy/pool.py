@@ -117,6 +117,7 @@ class Pool:
         self._idle: list[BackendConnection] = []
         self._all: set[BackendConnection] = set()
         self._connecting: set[Connecting] = set()
+        self._rested: dict[BackendConnection, int] = {}  # how often each had carried, last time
         self._closing = False
         self.send_proxy = ""  # the version of the PROXY header that connections begin with
         self._context: ssl.SSLContext | None = None
@@ -233,6 +234,17 @@ class Pool:
         while self._idle:
             self._idle.pop().close()
 
+    def drop_unused(self) -> None:
+        """Close what nobody has used since this was called before."""
+        before, self._rested = self._rested, {}
+        idle, self._idle = self._idle, []
+        for one in idle:
+            if before.get(one) == one.carried:
+                one.close()
+            else:
+                self._rested[one] = one.carried
+                self._idle.append(one)
+
     # Called by connections, and by those being made.
 
     def dial(
@@ -292,6 +304,7 @@ class Pool:
         """Forget a connection that has closed."""
         self._deadlines.forget(connection)
         self._all.discard(connection)
+        self._rested.pop(connection, None)
         if connection in self._idle:
             self._idle.remove(connection)
 

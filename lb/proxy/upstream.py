@@ -397,9 +397,12 @@ class LiveUpstream:
         return sum(live.pool.idle_count + live.pool.busy_count for live in self._endpoints.values())
 
     def drop_idle(self) -> None:
-        """Close what nobody uses: its descriptors are needed."""
+        """
+        Close what nobody uses: its descriptors are needed. What was used just now is kept, since
+        who needs it next may get no other.
+        """
         for live in self._endpoints.values():
-            live.pool.drop_idle()
+            live.pool.drop_unused()
 
     def leave(self) -> None:
         """Be gone from the config: end when the last exchange does."""

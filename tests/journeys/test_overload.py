@@ -9,6 +9,8 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from journeys.conftest import Make, config_of
 from journeys.kit import PATIENCE, Backend, Daemon, until
 
@@ -62,6 +64,39 @@ def test_descriptors_used_up(backends: list[Backend], daemon: Make) -> None:
         for sock in crowd[:-1]:
             sock.close()
         assert served(crowd[-1]), "who waited is let in"
+    until(lambda: one.ask().status == 200, "as before")
+    assert "Traceback" not in one.log()
+
+
+def test_descriptors_gone_all_at_once(backends: list[Backend], daemon: Make) -> None:
+    """
+    Fault 41, without a warning: the limit falls below what is open. Who came in the quarter of a
+    second until that is seen is closed; then new ones wait, and those inside notice nothing.
+    """
+    one = daemon(config_of(backends), workers=1).start()
+    (worker,) = one.workers()
+    with ExitStack() as stack:
+        inside = [stack.enter_context(connect(one)) for _ in range(20)]
+        assert all(served(sock) for sock in inside)
+        before = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        few = len(os.listdir(f"/proc/{worker}/fd")) - 10
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (few, before[1]))
+        until(lambda: "out of descriptors" in one.log(), "a word of it")
+        waiting = [stack.enter_context(connect(one)) for _ in range(50)]
+        for sock in waiting:
+            sock.sendall(GET)
+            sock.setblocking(False)
+        spent = cpu_seconds(worker)
+        for _ in range(10):
+            assert all(served(sock) for sock in inside)
+        assert cpu_seconds(worker) - spent < 1.0
+        for sock in waiting:
+            with pytest.raises(BlockingIOError):
+                sock.recv(1)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, before)
+        for sock in waiting:
+            sock.settimeout(PATIENCE)
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 "), "who waited is let in"
     until(lambda: one.ask().status == 200, "as before")
     assert "Traceback" not in one.log()
 

@@ -107,6 +107,57 @@ def test_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
         assert any("new clients are accepted again" in line for line in caplog.messages)
 
 
+def test_a_machine_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever our own limit: a server that finds none would close whom it accepts."""
+    with (
+        Origin(answering(response())) as origin,
+        Proxy([origin]) as proxy,
+        proxy.connect() as inside,
+        ExitStack() as stack,
+    ):
+        descriptors = proxy.switchboard.descriptors
+        inside.sendall(GET)
+        read_response(inside)
+        assert not held_back(proxy)
+        descriptors.try_one = lambda: errno.ENFILE
+        until(lambda: held_back(proxy), "the pause, without a client that comes")
+        assert any("this machine has none left" in line for line in caplog.messages)
+        waiting = [stack.enter_context(proxy.connect()) for _ in range(3)]
+        for sock in waiting:
+            sock.sendall(GET_CLOSE)
+        inside.sendall(GET)
+        assert read_response(inside)[0].startswith(b"HTTP/1.1 200 ")
+        assert proxy.clients == 1
+        descriptors.try_one = lambda: 0
+        for sock in waiting:
+            assert read_all(sock).startswith(b"HTTP/1.1 200 ")
+        until(lambda: not held_back(proxy), "the door is open again")
+
+
+def test_what_was_used_just_now_is_not_closed_for_its_descriptor() -> None:
+    with (
+        Origin(answering(response())) as origin,
+        Proxy([origin]) as proxy,
+        proxy.connect() as one,
+        proxy.connect() as other,
+    ):
+        for sock in (one, other):
+            sock.sendall(GET)  # Both at once: two connections to the backend.
+        for sock in (one, other):
+            read_response(sock)
+        until(lambda: proxy.idle == 2)
+        live = proxy.backends[0].pool
+        proxy.call(live.drop_unused)
+        assert proxy.idle == 2
+        one.sendall(GET)
+        read_response(one)
+        until(lambda: proxy.idle == 2)
+        proxy.call(live.drop_unused)
+        assert proxy.idle == 1, "the one that was used"
+        proxy.call(live.drop_unused)
+        assert proxy.idle == 0
+
+
 def test_no_descriptor_for_a_backend_is_503_and_no_blame() -> None:
     with Origin(answering(response())) as origin, Proxy([origin], upstream=ONE_TRY) as proxy:
         with proxy.connect() as client:
