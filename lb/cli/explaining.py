@@ -49,6 +49,9 @@ def _print(plain: dict[str, Any]) -> None:
     click.echo(f"listener  {plain['listener']}")
     for route in plain["routes"]:
         click.echo(f"route     {route['name']}: {route['why']}")
+    if plain.get("plugins"):
+        passed = ", ".join(each["name"] for each in plain["plugins"])
+        click.echo(f"plugins   {passed}: they are asked first, and may decide otherwise")
     status = f"{plain['status']}: " if plain["status"] else ""
     click.echo(f"so        {status}{plain['because']}")
     if plain["upstream"] is None:

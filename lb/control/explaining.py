@@ -77,6 +77,7 @@ def explain(question: Question, serving: Serving) -> dict[str, Any]:
         "upstream": None,
         "split": None,
         "candidates": [],
+        "plugins": [],
     }
     try:
         path = plain["path"] = normalise(path)
@@ -99,6 +100,9 @@ def explain(question: Question, serving: Serving) -> dict[str, Any]:
     except ClientError as error:
         return plain | {"answer": "refuse", "status": error.status, "because": error.message}
     plain |= _outcome(match, listener)
+    of_route = match.route.plugins if match.route is not None else ()
+    uses = (*plans.plugins, *listener.plugins, *of_route)
+    plain["plugins"] = [{"name": use.plugin, "at": use.place} for use in uses]
     upstream = match.upstream
     if match.route is not None and match.route.split:
         upstream = _share(match.route, question)
