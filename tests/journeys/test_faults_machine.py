@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
 import trustme
 
 from journeys.conftest import Make, config_of
@@ -274,6 +275,7 @@ def waiting_ends() -> int:
     return sum(line.split()[3] == TIME_WAIT for line in lines[1:])
 
 
+@pytest.mark.long
 def test_thousands_of_connections_in_time_wait(tmp_path: Path) -> None:
     """They are the kernel's: ours is neither memory nor a descriptor, nor a port in the way."""
     in_namespace(lambda: with_ends_waiting(tmp_path))

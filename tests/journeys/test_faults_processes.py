@@ -25,7 +25,7 @@ from journeys.conftest import Make, config_of
 from journeys.kit import PATIENCE, ROOT, Answer, Backend, Daemon, alive, loaded, offspring, until
 from journeys.programs import lb, pressed
 
-RELOADS = int(os.environ.get("RELOADS", "50"))
+RELOADS = int(os.environ.get("RELOADS", "20"))
 KILOBYTE = 1024
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that to a process")
@@ -228,6 +228,7 @@ def test_many_reloads_cost_no_request_and_leave_nothing_behind(
     assert "Traceback" not in one.log()
 
 
+@pytest.mark.long
 def test_reloads_at_once_go_one_after_the_other(daemon: Make, backends: list[Backend]) -> None:
     one = daemon(config_of(backends)).start()
     answers: list[Answer] = []
@@ -381,6 +382,7 @@ def test_a_pipe_that_nobody_reads(daemon: Make, plain: str, tmp_path: Path, read
         os.close(ours)
 
 
+@pytest.mark.long
 def test_logs_are_rotated_under_load(daemon: Make, plain: str, tmp_path: Path) -> None:
     access, own = tmp_path / "access.log", tmp_path / "lb.log"
     logs = f'[access_log]\noutput = "{access}"\n[log]\noutput = "{own}"\n'

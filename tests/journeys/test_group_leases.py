@@ -56,6 +56,7 @@ class Service(threading.Thread):
         self.join()
 
 
+@pytest.mark.long
 def test_renewed_through_different_instances_and_then_not(three: Group) -> None:
     key = "10.9.5.1:80"
     made = three.followers()[0].put(key, ttl=f"{TTL_SECONDS}s")

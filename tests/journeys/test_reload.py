@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 from journeys.conftest import Make, config_of
 from journeys.flows import HUGE, end_of
 from journeys.kit import PATIENCE, Answer, Backend, Daemon, ask, free_ports, loaded, until
@@ -208,6 +210,7 @@ def test_a_file_that_is_not_watched_shows_as_changed(daemon: Make, backends: lis
 # --- Listeners ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_listeners_come_and_go_and_a_kept_one_never_refuses(
     daemon: Make, backends: list[Backend]
 ) -> None:

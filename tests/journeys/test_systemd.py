@@ -175,6 +175,7 @@ def activate(one: Daemon, socks: list[socket.socket], **environ: str) -> None:
     one.supervisor = one.process.pid
 
 
+@pytest.mark.long
 def test_sockets_that_are_given_are_used_and_refuse_nobody(
     daemon: Make, backends: list[Backend], tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_an_upgrade_costs_no_request(daemon: Make, backends: list[Backend]) -> N
     until(lambda: not alive(now), "the new one stops")
 
 
+@pytest.mark.long
 def test_wrk_notices_nothing_of_upgrades(daemon: Make, backends: list[Backend]) -> None:
     one = daemon(config_of(backends), node='drain = "2s"').start()
     with pressed(one.port, seconds=30) as wrk:
@@ -184,6 +185,7 @@ def test_sockets_that_are_files_stay(daemon: Make, backends: list[Backend], tmp_
     until(lambda: not path.exists(), "the last one takes it away")
 
 
+@pytest.mark.long
 def test_workers_change_with_an_upgrade(daemon: Make, backends: list[Backend]) -> None:
     one = daemon(config_of(backends), node='drain = "1s"').start()
     with loaded(one.port, fresh=True) as load:
@@ -318,6 +320,7 @@ def test_a_program_that_cannot_serve(
     untouched(one, before)
 
 
+@pytest.mark.long
 def test_a_controller_that_is_never_ready(daemon: Make, plain: str, package: Path) -> None:
     one = daemon(plain, environ=of(package)).start()
     workers = one.workers()
@@ -335,6 +338,7 @@ def test_a_controller_that_is_never_ready(daemon: Make, plain: str, package: Pat
 # --- A package replaced on disk -------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_children_of_a_replaced_package_are_refused_until_an_upgrade(
     daemon: Make, plain: str, package: Path
 ) -> None:
