@@ -168,7 +168,7 @@ async def no_sockets_left() -> None:
     """Wait until what was closed has ended: TLS says goodbye first, and waits for an answer."""
     selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
     async with asyncio.timeout(5):
-        while len(selector.get_map()) > 1:  # One is the loop's own.
+        while len(selector.get_map()) > 1:  # noqa: ASYNC110 - one is the loop's own
             await asyncio.sleep(0)
 
 
