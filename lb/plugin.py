@@ -66,6 +66,7 @@ __all__ = [
     "Table",
     "Transform",
     "UrlPath",
+    "Watcher",
     "balancer",
     "health_check",
     "reply",
@@ -117,6 +118,35 @@ class Transform(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Looks at a body as it passes, and changes nothing. What it keeps is its own to bound."""
+
+    def chunk(self, data: bytes) -> None:
+        """Take a piece."""
+        ...
+
+    def end(self) -> None:
+        """Hear that the body has ended; one that is cut off never does."""
+        ...
+
+
+class _Watched:
+    """A watcher as a transform: what passes is what came, whatever it does."""
+
+    __slots__ = ("_watcher",)
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def chunk(self, data: bytes) -> bytes:
+        self._watcher.chunk(data)
+        return data
+
+    def end(self) -> bytes:
+        self._watcher.end()
+        return b""
+
+
 class Origin(Protocol):
     """What a request is read from: the exchange."""
 
@@ -150,6 +180,7 @@ class Request:
     preferred = ""
     forbidden: frozenset[str] = frozenset()
     transforms: tuple[Transform, ...] = ()
+    resized = False  # One of them may change the body's length.
     new_body: bytes | None = None
     asked = -1  # The place of the last plugin that was asked.
     answering = 0  # The place of the plugin that looks at the response now.
@@ -307,6 +338,11 @@ class Request:
     def transform_body(self, transform: Transform) -> None:
         """Have its body changed as it passes; its length is then unknown beforehand."""
         self.transforms = (*self.transforms, transform)
+        self.resized = True
+
+    def watch_body(self, watcher: Watcher) -> None:
+        """Have its body looked at as it passes, its length untouched."""
+        self.transforms = (*self.transforms, _Watched(watcher))
 
     def replace_body(self, body: bytes) -> None:
         """Have another body sent, whatever comes; a body that came is read and dropped."""
@@ -439,6 +475,11 @@ class Context(Protocol):
     @property
     def node(self) -> str:
         """The name of this instance."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """Where the file has this use: "route.api", "listener.web#2"; each has its own."""
         ...
 
     @property

@@ -174,6 +174,7 @@ class Rehearsal:
     """A `Context` in which nothing comes of anything."""
 
     node = "rehearsal"
+    place = "rehearsal"
     instances = 1
 
     def __init__(self) -> None:

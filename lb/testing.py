@@ -39,8 +39,11 @@ FIELDS_MAX = 1000
 class Bench:
     """A `Context` whose time stands still until you move it, and which remembers all it is told."""
 
-    def __init__(self, *, node: str = "test", instances: int = 1, seed: int = 0) -> None:
+    def __init__(
+        self, *, node: str = "test", place: str = "route.r", instances: int = 1, seed: int = 0
+    ) -> None:
         self.node = node
+        self.place = place
         self.log: logging.Logger = logging.getLogger("lb.plugin.test")
         self.rng = random.Random(seed)
         self.instances = instances
@@ -184,21 +187,50 @@ def call(  # noqa: PLR0913 - a test names the few that it needs
     version come by themselves. `response` likewise: "404 Not Found\\nX-A: b". Bodies may come in
     pieces. The backend that answers is the preferred one, else the first that is not forbidden.
     """
+    return asyncio.run(
+        call_async(
+            plugin,
+            request,
+            config=config,
+            context=context,
+            body=body,
+            client=client,
+            scheme=scheme,
+            response=response,
+            response_body=response_body,
+            backends=backends,
+            route=route,
+            upstream=upstream,
+        )
+    )
+
+
+async def call_async(  # noqa: PLR0913 - as `call`
+    plugin: Plugin[Any] | type[Plugin[Any]] | str | Path,
+    request: str = "GET /",
+    *,
+    config: Mapping[str, Any] | None = None,
+    context: Bench | None = None,
+    body: bytes | list[bytes] = b"",
+    client: str = "192.0.2.1",
+    scheme: str = "http",
+    response: str = "200 OK",
+    response_body: bytes | list[bytes] = b"",
+    backends: tuple[str, ...] = ("b1",),
+    route: str = "r",
+    upstream: str = "app",
+) -> Outcome:
+    """As `call`, in the running loop: for plugins that keep connections from call to call."""
     bench = context or Bench()
     made = plugin if isinstance(plugin, Plugin) else make(plugin, config, bench)
     head = _request_head(request, body)
     origin = _Origin(
         head, direct(client, scheme.encode()), ("web", route, upstream), b"test-1", backends
     )
-    work = _call(made, Request(origin), origin, (body, response, response_body))
-
-    async def whole() -> Outcome:
-        outcome = await work
-        if isinstance(made.ctx, Bench):
-            await made.ctx.settle()
-        return outcome
-
-    return asyncio.run(whole())
+    outcome = await _call(made, Request(origin), origin, (body, response, response_body))
+    if isinstance(made.ctx, Bench):
+        await made.ctx.settle()
+    return outcome
 
 
 async def _call(

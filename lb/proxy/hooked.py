@@ -153,7 +153,7 @@ class Hooked(Exchange):
         length, chunked = fields.length, fields.chunked
         if req.new_body is not None:
             length, chunked = len(req.new_body), False
-        elif req.transforms and (chunked or length > 0):
+        elif req.resized and (chunked or length > 0):
             length, chunked = -1, True
         changed = headers is not None and headers.changed
         if not (changed or req.new_target or req.new_host) and length == fields.length:

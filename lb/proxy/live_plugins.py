@@ -48,10 +48,12 @@ class LiveContext:
     def __init__(
         self,
         name: str,
+        place: str,
         home: LivePlugins,
         rng: random.Random,
     ) -> None:
         self.log = logging.getLogger(f"lb.plugin.{name}")
+        self.place = place
         self.rng = rng
         self._name = name
         self._home = home
@@ -265,7 +267,7 @@ class LivePlugins:
 
     def _make(self, use: PluginUse) -> LivePlugin:
         code = self._code[use.plugin]
-        context = LiveContext(use.plugin, self, self._rng)
+        context = LiveContext(use.plugin, use.place, self, self._rng)
         try:
             cls = class_of(self._carried(code), use.plugin)
             plugin = cls(configure(cls, json.loads(use.settings)), context)
