@@ -407,3 +407,58 @@ def test_a_header_of_who_is_not_to_be_believed(
         assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
     asked = [each.asked.get("x-forwarded-for") for each in field.backends]
     assert "192.0.2.7" in asked
+
+
+# --- The admin API --------------------------------------------------------------------------------
+
+BACKEND = "/v1/upstreams/app/backends/127.0.0.1:9"
+
+
+def test_too_much_for_the_admin_api_and_on_an_old_revision(field: Field) -> None:
+    """Fault 53: refused with what it was, and nothing of it is done."""
+    one = field.one
+    made = one.admin(BACKEND, "PUT", body={"state": "disabled", "weight": 2})
+    assert made.status == 201, made.text
+    revision = made.json()["backend"]["revision"]
+    much = one.admin(BACKEND, "PUT", body={"state": "disabled", "note": "x" * (2 << 20)})
+    assert much.status == 413, much.text
+    again = {"state": "disabled", "weight": 3}
+    known = {"If-Match": f'"{revision}"'}
+    assert one.admin(BACKEND, "PUT", body=again, fields=known).status == 200
+    late = one.admin(BACKEND, "PUT", body={"state": "disabled", "weight": 4}, fields=known)
+    assert (late.status, late.json()["code"]) == (412, "precondition-failed")
+    assert one.admin(BACKEND).json()["weight"] == 3
+    assert one.admin(BACKEND, "DELETE").status == 200
+
+
+@pytest.mark.long
+def test_too_slow_for_the_admin_api(field: Field) -> None:
+    """Fault 53: it is told so after its ten seconds, and others are answered meanwhile."""
+    head = f"PUT {BACKEND} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with ExitStack() as stack:
+        slow = [
+            stack.enter_context(
+                knock(field.one.admin_port, head.encode() + b"Content-Length: 9\r\n\r\n{")
+            )
+            for _ in range(CROWD)
+        ]
+        for sock in slow:
+            sock.setblocking(False)
+        answers: dict[socket.socket, bytes] = {}
+
+        def all_told() -> bool:
+            assert field.one.admin("/livez").status == 200
+            for sock in slow:
+                if sock not in answers and (said := _said(sock)):
+                    answers[sock] = said
+            return len(answers) == CROWD
+
+        until(all_told, "they are told")
+        assert all(each.startswith(b"HTTP/1.1 408 ") for each in answers.values())
+
+
+def _said(sock: socket.socket) -> bytes:
+    try:
+        return sock.recv(4096)
+    except BlockingIOError:
+        return b""
