@@ -22,6 +22,7 @@ from lb.edition import Assembly, Change, unpack
 from lb.link import Frame, Message, Stream
 from lb.metrics import Meters
 from lb.proxy.listener import Listeners
+from lb.proxy.shared_table import SharedTables
 from lb.proxy.switchboard import Switchboard
 from lb.proxy.tls_contexts import quiet_names
 
@@ -158,11 +159,16 @@ class Worker:
 
     async def _begin(self, message: Message, fds: list[int]) -> None:
         """Take up what the supervisor keeps for this slot."""
-        metrics, edition = fds
+        metrics, edition, tables = fds
         await self._take_settings(message, [])
         self._meters = meters = Meters(metrics)
         switchboard = Switchboard(
-            self._loop, self._slot, message["workers"], meters, random.Random()
+            self._loop,
+            self._slot,
+            message["workers"],
+            meters,
+            random.Random(),
+            SharedTables(tables).table,
         )
         switchboard.ready = not message["stopping"]
         self._switchboard = switchboard

@@ -554,7 +554,7 @@ def test_config_can_be_shown_and_explained(office: Office) -> None:
     assert json_of(run("config", "show", "-c", path, "-o", "json"))["node"]["name"] == "a"
     assert "60s" in run("config", "doc", "listener.timeouts.idle").stdout
     assert "60s" in json_of(run("config", "doc", "listener.timeouts.idle", "-o", "json"))["text"]
-    assert "Not yet supported" in run("config", "doc", "plugins").stdout
+    assert "folders" in run("config", "doc", "plugins").stdout
     assert json_of(run("config", "schema"))["properties"]["upstream"]
     assert json_of(run("config", "schema", "-o", "json")) == json_of(run("config", "schema"))
     assert run("config", "doc", "listener.timeouts.idel").exit_code != 0

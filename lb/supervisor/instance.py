@@ -8,6 +8,7 @@ from enum import Enum
 
 from lb.children import Backoff, Child
 from lb.metrics import create_memory
+from lb.proxy.shared_table import create as create_tables
 from lb.sockets import Sockets
 
 GRACE = 5.0  # Until the controller says what is configured.
@@ -56,6 +57,7 @@ class Instance:
     slots: list[Slot] = field(default_factory=list)
     controller: Child | None = None
     edition: int | None = None  # The newest, as a descriptor.
+    tables: int = field(default_factory=create_tables)  # What plugins of all workers share.
     grace: float = GRACE
     drain: float = DRAIN
     log: dict[str, str] | None = None  # What `[log]` says, for those to come.

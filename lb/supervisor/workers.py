@@ -148,7 +148,7 @@ class Workers:
         child.standing = Standing.WELCOMED
         child.channel.send(
             "welcome",
-            [slot.metrics, instance.edition],
+            [slot.metrics, instance.edition, instance.tables],
             slot=slot.number,
             workers=len(instance.slots),
             drain=instance.drain,
