@@ -451,8 +451,8 @@ class Table(Protocol):
     """
     Numbers by key, shared by all workers of this instance: a fixed number of places.
 
-    Who is least recently written makes room. Two workers that write at once may lose one of
-    the writes: good for rates, not for money.
+    Where there is none left, the smallest number nearby makes room: let numbers be times. Two
+    workers that write at once may lose one of the writes: good for rates, not for money.
     """
 
     def get(self, key: bytes) -> float:
