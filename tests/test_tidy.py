@@ -35,9 +35,7 @@ MANY_BOOLS: dict[str, str] = {
     "lb/proxy/exchange.py Exchange": "its Step is an Enum; these are facts of the two messages",
     "lb/proxy/trying.py Trying": "its Step is an Enum; these are facts of the present try",
 }
-AWAITED: dict[str, str] = {  # Modules whose user comes with the next part.
-    "lb.proxy.shared_table": "the supervisor is to make its memory, and workers to map it",
-}
+AWAITED: dict[str, str] = {}  # Modules whose user comes with the next part.
 BROAD_EXCEPTS: dict[str, str] = {
     "lb/balance/guarded.py Guarded.follow": "a plugin's balancer that fails is followed by ours",
     "lb/balance/guarded.py Guarded.pick": "likewise",
