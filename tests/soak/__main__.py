@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from journeys.conftest import config_of
-from journeys.kit import PATIENCE, Daemon, free_ports, offspring, until
+from journeys.kit import PATIENCE, Daemon, free_ports, offspring
 from journeys.test_bad_backends import Process
 from journeys.test_overload import memory
 from soak.clients import Client, Failure, asking, pass_time
@@ -43,6 +43,7 @@ class Strike:
     fault: Fault
     began: float
     ended: float
+    trouble: str = ""  # Why it was not over in time.
 
     def overlaps(self, failure: Failure) -> bool:
         """Whether a request ran while this was going on."""
@@ -61,6 +62,18 @@ def size_of(one: Daemon) -> Size:
     pids = [one.supervisor, *offspring(one.supervisor)]
     descriptors = sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids)
     return Size(sum(memory(pid) for pid in pids) / 2**20, descriptors)
+
+
+def last_size(one: Daemon, start: Size) -> Size:
+    """Return its size, once it has no more descriptors than at the start, or will not have."""
+    end = size_of(one)
+    patience = time.monotonic() + 2 * PATIENCE
+    while end.descriptors > start.descriptors + GROWN_DESCRIPTORS_MAX:
+        if time.monotonic() > patience:
+            break
+        pass_time(BETWEEN)
+        end = size_of(one)
+    return end
 
 
 def clients_of(port: int) -> list[Client]:
@@ -101,8 +114,12 @@ def strike(scene: Scene, seconds: float) -> list[Strike]:
         fault = waiting.pop()
         print(f"{time.strftime('%H:%M:%S')} {fault.name}", file=sys.stderr, flush=True)
         strikes.append(Strike(fault, time.monotonic(), float("inf")))
-        fault.strike(scene)
-        scene.settle()
+        try:
+            fault.strike(scene)
+            scene.settle()
+        except AssertionError as error:
+            strikes[-1].trouble = str(error)
+            break  # What comes after it would be blamed on others.
         strikes[-1].ended = time.monotonic()
         pass_time(BETWEEN)
     return strikes
@@ -150,9 +167,7 @@ def main() -> int:
             pass_time(WARM_UP)
             start = size_of(one)
             strikes = strike(scene, given.seconds)
-            until(lambda: size_of(one).descriptors <= start.descriptors + GROWN_DESCRIPTORS_MAX,
-                  "descriptors", 2 * PATIENCE)  # fmt: skip
-            end = size_of(one)
+            end = last_size(one, start)
         bugs = one.log().count("Traceback")
     failures = [each for client in clients for each in client.tally.failures]
     excused, left = judge(strikes, failures)
@@ -166,9 +181,16 @@ def main() -> int:
         near = [each.fault.name for each in strikes if each.overlaps(failure)]
         took = failure.ended - failure.began
         print(f"  {failure.method} {failure.kind} after {took:.2f} s, during {near or 'nothing'}")
-    grown = end.mib - start.mib > GROWN_MIB_MAX
-    print(f"seed {given.seed}: {'lost' if left or bugs or grown else 'survived'}")
-    return 1 if left or bugs or grown else 0
+    troubles = [each for each in strikes if each.trouble]
+    for each in troubles:
+        print(f"  {each.fault.name} was not over in time: {each.trouble}")
+    grown = (
+        end.mib - start.mib > GROWN_MIB_MAX
+        or end.descriptors - start.descriptors > GROWN_DESCRIPTORS_MAX
+    )
+    lost = bool(left or bugs or grown or troubles)
+    print(f"seed {given.seed}: {'lost' if lost else 'survived'}")
+    return int(lost)
 
 
 if __name__ == "__main__":

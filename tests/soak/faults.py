@@ -31,11 +31,17 @@ class Scene:
 
     def settle(self) -> None:
         """Wait until it is as it was: all processes there, all backends in use."""
-        self.one.ready()
-        self.one.workers()
-        self.one.controller()
-        for each in self.backends:
-            until(lambda each=each: self.in_use(each), f"{each.address} in use", SETTLES_WITHIN)  # type: ignore[misc]
+        until(self.is_well, lambda: f"all is well\n{self.one.log()}", SETTLES_WITHIN)
+
+    def is_well(self) -> bool:
+        """Whether nothing is left to be seen of a fault."""
+        one = self.one
+        return (
+            one.admin("/readyz").status == 200
+            and len(one.children("worker")) == one.workers_count
+            and len(one.children("controller")) == 1
+            and all(map(self.in_use, self.backends))
+        )
 
     def in_use(self, backend: Process) -> bool:
         """Whether a backend is healthy and not ejected."""
@@ -131,7 +137,13 @@ def drain(scene: Scene) -> None:
 
 def upgrade(scene: Scene) -> None:
     """Put another program in its place, which happens to be the same."""
+    before = scene.one.supervisor
     scene.one.send(signal.SIGUSR2)
+    until(
+        lambda: scene.one.admin("/v1/status").json()["pid"] != before,
+        lambda: f"another supervisor\n{scene.one.log()}",
+        SETTLES_WITHIN,
+    )
     scene.one.upgraded()
 
 
