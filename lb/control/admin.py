@@ -48,7 +48,7 @@ class AdminServer:
         self._access = Access(lambda: desk.config, lambda: desk.store.registry)
         self._recent = Recent(desk.reading)
         self._sampler: asyncio.TimerHandle | None = None
-        self.events = Events(desk)  # Have it hear of all that is applied.
+        self.events = Events(desk, self._access.still_reads)  # Have it hear of all that is applied.
         self._server = _Server(self._app(), tls)
 
     async def start(self, sock: socket.socket) -> None:

@@ -61,6 +61,17 @@ class Access:
 
         return check
 
+    def still_reads(self, request: web.Request) -> bool:
+        """Whether who began to read may go on: tokens leave the config, and sessions end."""
+        if self._is_open(request):
+            return True
+        tokens, shown = self._config().admin.tokens, _bearer(request)
+        if shown:
+            token = find_token(tokens, shown)
+        else:
+            token = self._sessions.token_of(request.cookies.get(COOKIE, ""), tokens)
+        return token is not None and allows(token.role, _need(request))
+
     # The dashboard's cookie
 
     async def open_session(self, request: web.Request) -> web.Response:

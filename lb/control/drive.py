@@ -52,20 +52,6 @@ class Hands(Protocol):
         """Hear who leads."""
 
 
-def turn(node: Node, inbox: Iterable[Message], ticked: bool, hands: Hands) -> None:
-    """
-    Do one turn of the loop: the inbox first, then at most one tick, then what comes of it.
-
-    However long this process was stopped: messages that have come meanwhile are heard before
-    time passes, and it passes once. So a pause makes nobody campaign against a living leader.
-    """
-    for message in inbox:
-        node.step(message)
-    if ticked:
-        node.tick()
-    drive(node, hands)
-
-
 def drive(node: Node, hands: Hands) -> None:
     """Carry out all that a core hands out."""
     while node.has_ready():

@@ -22,7 +22,8 @@ from lb.registry.leases import LeaseClock
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.1  # Seconds between two looks at what there is to do.
+LOOK_EVERY = 0.1  # Seconds between two looks at what there is to do,
+REST = 1.0  # and between two while there is nothing, unless we are woken.
 STALL_SECONDS = 0.5  # So much late, this process stood still, and nobody could renew a lease.
 SILENT_ELECTIONS = 10  # Election timeouts that a member was not heard; then its name is free.
 
@@ -55,6 +56,8 @@ class Duties:
         self._loop = asyncio.get_running_loop()
         self._leases = LeaseClock()
         self._term = 0  # The one whose leases we time.
+        self._members: Mapping[int, Member] = {}  # As of the last look.
+        self._rung: asyncio.Future[None] = self._loop.create_future()
         self._changing = asyncio.Lock()  # One change of members at a time.
         self._chores = Chores()
         # Apart: a change of members may wait long for its quorum, and leases are timed meanwhile.
@@ -67,8 +70,27 @@ class Duties:
 
     def follow(self) -> None:
         """The registry has changed."""
+        registry = self._replica.registry
+        leased = self._leases.next_due() is not None
         if self._term:
-            self._leases.follow(self._replica.registry, self._loop.time())
+            self._leases.follow(registry, self._loop.time())
+        if (
+            (self._replica.leads and not self._term)
+            or registry.members is not self._members
+            or (self._leases.next_due() is not None) != leased
+        ):
+            self._members = registry.members
+            self._ring()
+
+    def _ring(self) -> None:
+        rung, self._rung = self._rung, self._loop.create_future()
+        rung.set_result(None)
+
+    async def _rest(self, *, busy: bool) -> float:
+        """Wait until it is time for another look; return how long that may have taken."""
+        pause = LOOK_EVERY if busy else REST
+        await asyncio.wait({self._rung}, timeout=pause)
+        return pause
 
     # --- Leases -------------------------------------------------------------------------------
 
@@ -87,9 +109,9 @@ class Duties:
     async def _time_leases(self) -> None:
         while True:
             before = self._loop.time()
-            await asyncio.sleep(LOOK_EVERY)
+            pause = await self._rest(busy=self._leases.next_due() is not None)
             self._watch_term()
-            if self._loop.time() > before + LOOK_EVERY + STALL_SECONDS:
+            if self._loop.time() > before + pause + STALL_SECONDS:
                 self._leases.extend(self._loop.time())
             if self._term:
                 with self._put_off():
@@ -97,7 +119,7 @@ class Duties:
 
     async def _see_to_members(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY)
+            await self._rest(busy=self._has_changes())
             if not self._replica.up_to_date:
                 continue
             with self._put_off():
@@ -105,6 +127,14 @@ class Duties:
                 await self._raise_level()
             if self._replica.full and self._replica.leads:
                 self._hand_over()
+
+    def _has_changes(self) -> bool:
+        """Whether a vote, a new kind of command or the lead may have to be given to somebody."""
+        if not self._replica.leads:
+            return False
+        registry = self._replica.registry
+        voters = all(member.voter for member in registry.members.values())
+        return self._replica.full or registry.level < LEVEL or not voters
 
     @contextmanager
     def _put_off(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -25,7 +26,7 @@ from lb.control.admin_reads import confirm
 from lb.control.desk import Desk
 from lb.control.problems import Problem
 from lb.control.state_machine import Applied
-from lb.registry import Change, Changed, Command, MoveMember, Registry
+from lb.registry import Change, Command, MoveMember, Registry
 
 HISTORY_REVISIONS_MAX: Final = 10_000
 HISTORY_SECONDS_MAX: Final = 600.0
@@ -127,8 +128,11 @@ class EventLog:
 class Watcher:
     """One stream: all up to `sent` has gone out."""
 
-    def __init__(self, log: EventLog, sent: int) -> None:
+    def __init__(
+        self, log: EventLog, sent: int, still_let_in: Callable[[], bool] = lambda: True
+    ) -> None:
         self.sent = sent
+        self.still_let_in = still_let_in
         self.id = log.id
         self.end = ""  # Why it ends, once it does.
         self.wake = asyncio.Event()
@@ -178,6 +182,7 @@ DETAILS = {
     "compacted": "what comes next is compacted away: list what there is, then go on from there",
     "reset": "the registry is another one now: list what there is, then go on from there",
     "no-leader": "the group's leader is lost: what happens now does not get here",
+    "unauthorized": "the token that this was opened with is none of ours any more, or may not read",
     "stopping": "this instance stops: go on with another, or in a moment",
 }
 
@@ -185,8 +190,11 @@ DETAILS = {
 class Events:
     """The handler, and what wakes its watchers."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(
+        self, desk: Desk, still_let_in: Callable[[web.Request], bool] = lambda _: True
+    ) -> None:
         self._desk = desk
+        self._still_let_in = still_let_in
         self._log: EventLog | None = None
         self.watchers: set[Watcher] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -230,7 +238,7 @@ class Events:
             await confirm(self._desk)
             await self._catch_up()
         self._require_history(wanted)
-        watcher = Watcher(log, wanted - 1)
+        watcher = Watcher(log, wanted - 1, partial(self._still_let_in, request))
         self.watchers.add(watcher)
         try:
             return await self._stream(request, watcher)
@@ -335,6 +343,9 @@ class Events:
         if self._leader_lost():
             for watcher in self.watchers:
                 watcher.close("no-leader")
+        for watcher in self.watchers:
+            if not watcher.still_let_in():
+                watcher.close("unauthorized")
 
     def _leader_lost(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -383,10 +394,9 @@ def as_plain(applied: Applied) -> dict[str, Any]:
     registry, command = applied.registry, applied.command
     plain: dict[str, Any] = {"revision": registry.revision}
     if command is None:
-        stamp = _stamp_of(registry)
         return plain | {
-            "at": wall_time() if stamp is None else stamp.at,
-            "by": None if stamp is None else stamp.by.to_plain(),
+            "at": applied.at or wall_time(),
+            "by": None if applied.by is None else applied.by.to_plain(),
             "kind": f"member-{applied.member_change}",
             "upstream": "",
             "member": applied.member,
@@ -403,12 +413,6 @@ def as_plain(applied: Applied) -> dict[str, Any]:
     if isinstance(command, MoveMember) and (member := registry.members.get(command.member)):
         plain["member"] = member.name
     return plain
-
-
-def _stamp_of(registry: Registry) -> Changed | None:
-    """Return who changed the members last; of one that was removed nothing is left to ask."""
-    stamps = (each.changed for each in registry.members.values())
-    return next((each for each in stamps if each.revision == registry.revision), None)
 
 
 def _change(registry: Registry, command: Command, change: Change) -> dict[str, Any]:

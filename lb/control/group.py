@@ -106,6 +106,7 @@ class Group:
         self._on_change: list[OnChange] = []
         self._on_applied: list[OnApplied] = []
         self._methods: dict[str, Method] = {}
+        self._met = asyncio.Event()  # Set when the members may have changed.
         self._chores = Chores()
         self._leaving: asyncio.Task[None] | None = None  # What we do when we were removed.
         self._security = Security.none()
@@ -140,6 +141,8 @@ class Group:
         if self.seat is not None and self.seat.standing is Standing.MEMBER:
             if failed_disk:
                 self._give_up("damaged", failed_disk)
+            elif self.seat.stopped:
+                self._give_up("stopped-apply", self.seat.stopped)
             else:
                 await self.begin()
         elif self._is_alone:
@@ -382,6 +385,7 @@ class Group:
             }
             if members:
                 self.peers.meet(others)
+                self._met.set()
 
     def _applied(self, news: Sequence[Applied]) -> None:
         """Entries were applied. Others hear of it later: we are within the replica's loop."""
@@ -469,13 +473,16 @@ class Group:
         """Ask each other member how it is, now and then."""
         asked_at = float("-inf")
         while True:
-            await asyncio.sleep(NEWS_SOON)
-            if self._loop.time() < asked_at + NEWS_EVERY and not self._awaits_wishes():
-                continue
+            self._met.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(NEWS_SOON if self._awaits_wishes() else NEWS_EVERY):
+                    await self._met.wait()
+            if self._loop.time() < asked_at + NEWS_SOON:
+                await asyncio.sleep(NEWS_SOON)  # Members that come one after another.
             asked_at = self._loop.time()
             self.news = dict(await self.ask_all("standing", {}, NEWS_EVERY))
             self._heed_refusals()
-            self._compare_states()
+            await self._compare_states()
             await self._tell_address()
             await self._look_for_strangers()
 
@@ -486,16 +493,21 @@ class Group:
         learners = [each for each in self._shown.members.values() if not each.voter]
         return any("voter" not in self.news.get(each.name, {}) for each in learners)
 
-    def _compare_states(self) -> None:
-        """Stop applying if the leader, by the same commands, has come to another registry."""
+    async def _compare_states(self) -> None:
+        """
+        Stop applying if the leader, by the same commands, has come to another registry.
+
+        For good: its log and its snapshots lead to that registry again, at the next start too.
+        """
         leader = self._shown.members.get(self._leader)
         said = self.news.get(leader.name, {}) if leader else {}
         revision = self.agreement.differs(said.get("hashes", []))
-        if revision and self.replica is not None:
-            self.replica.halt(
-                f"its registry differs from the leader's as of revision {revision}",
-                "report this; to go on, stop it, remove raft/ in its data_dir, and start it again",
-            )
+        if not revision or self.replica is None or self.trouble is not None or self.seat is None:
+            return
+        why = f"its registry differs from the leader's as of revision {revision}"
+        hint = "report this; to go on, stop it, remove raft/ in its data_dir, and start it again"
+        self.replica.halt(why, hint)
+        self.seat = await asyncio.to_thread(self.files.stop, self.seat, f"{why}; {hint}")
 
     async def _tell_address(self) -> None:
         """Have the others reach us where our config says."""

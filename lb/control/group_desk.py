@@ -85,10 +85,12 @@ class GroupDesk:
         if group.replica is None:
             return "forming", group.founding.waiting.why
         if not self._quorum():
-            why = [error.message for error in group.peers.refusals.values()] if group.peers else []
-            told = group.stranger or "; ".join(sorted(set(why)))
+            refusals = group.peers.refusals.values() if group.peers else ()
+            why = {error.brief if error.code == "second" else error.message for error in refusals}
+            told = group.stranger or "; ".join(sorted(why))
             return "no-quorum", f"there is no leader that could be reached{told and f': {told}'}"
-        return "ok", group.stranger
+        copies = group.peers.copies.told() if group.peers else ""
+        return "ok", "; ".join(filter(None, (group.stranger, copies)))
 
     def _role(self) -> RoleWord:
         group, replica = self._group, self._group.replica

@@ -36,6 +36,7 @@ from lb.control.peer_connection import (
     Plain,
     State,
 )
+from lb.control.peer_copies import Copies
 from lb.control.peer_entrance import Entrance, is_loopback
 from lb.control.peer_handshake import (
     BOOT_BYTES,
@@ -84,7 +85,6 @@ STUCK_SECONDS: Final = 5.0
 LINGER: Final = 1.0  # For what was sent last.
 RETRY_FIRST: Final = 0.05
 RETRY_MAX: Final = 1.0
-COPIED: Final = "one of the two data_dirs is a copy: wipe it, and let its instance join anew"
 STOOD: Final = 5.0  # After that a connection was a good one: the next may follow soon.
 FILES_EVERY: Final = 2.0  # Seconds from look to look at certificates,
 FILES_LOOKS: Final = 5  # after so many of which somebody is told that they are no good.
@@ -142,6 +142,7 @@ class Peers:
         self._rng = rng or random.Random()
         self._loop = asyncio.get_running_loop()
         self._boot = os.urandom(BOOT_BYTES)
+        self.copies = Copies(self._loop.time)
         self._entrance = Entrance(security, self._answer_from, self._say)
         self._links: dict[int, _Link] = {}
         self._answered: dict[int, PeerConnection] = {}  # The newest that each member dialled.
@@ -180,9 +181,8 @@ class Peers:
             self._timer.cancel()
             self._timer = None
         await self._entrance.close()
-        tasks = [link.task for link in self._links.values() if link.task is not None]
+        leaving = [*self._tasks, *(link.task for link in self._links.values() if link.task)]
         self._links.clear()
-        leaving = [*tasks, *self._tasks]
         for task in leaving:
             task.cancel()
         for connection in list(self._all):
@@ -259,7 +259,7 @@ class Peers:
                 )
             raise Refusal("no-member", f"{(ours if peer.is_member else peer).name} has not joined")
         if self._is_second(connection):
-            raise Refusal("second", f"{peer.name} runs already, at its own address", COPIED)
+            raise self.copies.refuse(peer.name)
         callers = sum(each.purpose is Purpose.CALLS and not each.dialled for each in self._all)
         if not connection.dialled and connection.purpose is Purpose.CALLS and callers > CALLERS_MAX:
             raise Refusal("busy", f"{CALLERS_MAX} others ask already")
@@ -472,8 +472,7 @@ class Peers:
     # Watching
 
     def _look(self) -> None:
-        """See who is silent, stuck or over. Time in which this process stood still is not counted:
-        what came meanwhile is read first."""
+        """See who is silent, stuck or over; time in which we stood still is not counted."""
         now = self._loop.time()
         before, self._looked_at = self._looked_at, now
         away = max(0.0, now - before - LOOK)
@@ -493,8 +492,9 @@ class Peers:
                     # Who dials us may share its host with a stranger, of whom all is told.
                     self._forget_said(connection.peer.name, connection.where * connection.dialled)
                 self._watch(connection, now, claim)
-                if pings:
-                    connection.ping()
+                way = self._ways.get(connection.peer.member)
+                if pings and (connection.dialled or way is connection):
+                    connection.ping()  # One side's show both that the other is there.
 
     def _watch(self, connection: PeerConnection, now: float, claim: Claim) -> None:
         ours, name = connection.ours, connection.peer.name

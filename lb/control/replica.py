@@ -1,9 +1,9 @@
 """A member at work: the pure core, its disk, its clock, and what others say.
 
-All of it happens in one loop: the inbox first, then at most one tick, then what the core hands
-out (`drive`). Only the disk is waited for elsewhere, in the storage thread. A core that finds
-itself in a state that can't be, or an entry that this version does not know, stops this member
-and nothing else: traffic goes on by what was applied last.
+All of it happens in one loop: the inbox first, then a tick if one is due (`pace`), then what
+the core hands out (`drive`). Only the disk is waited for elsewhere, in the storage thread. A core
+that finds itself in a state that can't be, or an entry that this version does not know, stops
+this member and nothing else: traffic goes on by what was applied last.
 
 Not here: who the members are and what a leader sees to (`duties`), and the time before there
 is a group (`group`).
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from lb.control import drive
+from lb.control.pace import Pace, calm
 from lb.control.recovery import Recovered
 from lb.control.state_machine import (
     Applied,
@@ -30,7 +31,7 @@ from lb.control.state_machine import (
 )
 from lb.control.storage import Storage
 from lb.control.storage_thread import StorageThread, Synced
-from lb.control.store import NoQuorum, NotStored, UnknownOutcome
+from lb.control.store import NoQuorum, NotStored, RefusedError, UnknownOutcome
 from lb.control.waiting import End, Waiting
 from lb.raft.codec import BadMessageError, decode, encode
 from lb.raft.log import MemoryLog
@@ -62,6 +63,8 @@ TICK = 0.02  # Seconds.
 ELECTION_TICKS = 50  # A follower waits one to two seconds for its leader.
 HEARTBEAT_TICKS = 5
 ELECTION_SECONDS = TICK * ELECTION_TICKS
+# Who heard others later than this many ticks ago has nothing else to fear for two heartbeats.
+CALM_TICKS = ELECTION_TICKS - 2 * HEARTBEAT_TICKS
 
 ANSWER_SECONDS_MAX = 4.5  # For a proposal or a read; the design promises an answer within 5 s.
 AGAIN_SECONDS = 0.05  # Between two tries of one proposal, unless there is news of a leader.
@@ -124,7 +127,8 @@ class Replica:
         self._woken = False
         self._running = False
         self._ticker: asyncio.TimerHandle | None = None
-        self._due = 0.0
+        self._pace = Pace(TICK, self._loop.time())
+        self._since_beat = 0  # Ticks of a leader since its last heartbeat.
         self._waiting = Waiting()
         self._news: asyncio.Future[None] = self._loop.create_future()
         self._unreachable: set[int] = set()
@@ -141,7 +145,7 @@ class Replica:
         """Begin. A member that is its whole group leads at once."""
         self._disk.start()
         self._running = True
-        self._due = self._loop.time()
+        self._pace = Pace(TICK, self._loop.time())
         self._tick()
         if self.votes_alone and self._running:
             self._do(self.node.campaign)
@@ -218,6 +222,13 @@ class Replica:
         With a `term`, only as that term's leader: such a command is never passed on.
         """
         data = encode_command(command)
+        if len(data) > self.node.config.max_entry_bytes:
+            raise RefusedError(
+                "too-large",
+                f"this takes {len(data)} bytes in the log, and one entry may have "
+                f"{self.node.config.max_entry_bytes}",
+                "write less at once, as with PATCH /v1/upstreams/NAME for one upstream at a time",
+            )
         if self._disk.full and self.leads:
             raise NotStored("the disk of the group's leader is nearly full", "free disk space")
 
@@ -357,23 +368,55 @@ class Replica:
     def _turn(self) -> None:
         self._woken = False
         if self._running:
-            self._step(ticked=False)
+            self._do(self._read)
+
+    def _read(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        for message in inbox:
+            self.node.step(message)
 
     def _tick(self) -> None:
-        """Let time pass: once, however late we are."""
-        self._due = max(self._due + TICK, self._loop.time())
-        self._ticker = self._loop.call_at(self._due, self._tick)
-        self._step(ticked=True)
+        """
+        Let time pass, as much as was slept through, however late we are.
 
-    def _step(self, *, ticked: bool) -> None:
-        inbox, self._inbox = self._inbox, []
-        self._do(lambda: drive.turn(self.node, inbox, ticked, self))
+        Messages that have come meanwhile are heard before the last tick passes, and nothing is
+        due before that one. So a pause makes nobody campaign against a living leader.
+        """
+
+        def work() -> None:
+            self._read()
+            self._pass_tick()
+
+        self._do(work)
+        self._pace.woke(self._loop.time())
+        if self._running:
+            self._sleep()
+
+    def _pass_tick(self) -> None:
+        self.node.tick()
+        if self.leads:
+            # All that came before has been carried out: what there is to do now is a heartbeat.
+            self._since_beat = 0 if self.node.has_ready() else self._since_beat + 1
+
+    def _sleep(self) -> None:
+        """Sleep until the next tick at which anything can be due."""
+        ticks = 1
+        if calm(self.node, self.heard_at, self._loop.time() - CALM_TICKS * TICK):
+            ticks = 2 * HEARTBEAT_TICKS
+            if self.leads:
+                ticks = HEARTBEAT_TICKS - self._since_beat % HEARTBEAT_TICKS
+        self._pace.rest(ticks)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._ticker = self._loop.call_at(self._pace.due, self._tick)
 
     def _do(self, work: Callable[[], None]) -> None:
         """Have the core do something, and carry out what comes of it."""
         if not self._running:
             raise NotLeader(NOBODY)
         try:
+            for _ in range(self._pace.passed(self._loop.time())):
+                self._pass_tick()
             work()
             drive.drive(self.node, self)
             while self._unreachable:
@@ -487,6 +530,9 @@ class Replica:
         news, self._news = self._news, self._loop.create_future()
         news.set_result(None)
         self.led_since = self._loop.time()
+        self._since_beat = 0  # Whoever begins to lead is heard at once.
+        if self._running:
+            self._sleep()  # What was slept through as one role may be due in another.
         self._outside.looked(soft)
 
     # --- Snapshots of our own -----------------------------------------------------------------

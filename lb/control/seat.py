@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -46,11 +46,16 @@ class Standing(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Which member of which group; `group` is empty while that is not known."""
+    """
+    Which member of which group; `group` is empty while that is not known.
+
+    `stopped` says why it must not go on with its log, and what to do; it is no part of who it is.
+    """
 
     group: str
     member: int
     standing: Standing
+    stopped: str = field(default="", compare=False)
 
 
 def new_group() -> str:
@@ -88,7 +93,8 @@ class SeatFiles:
             if data is None:
                 return None
             _, body = unseal(data)
-            return Seat(body["group"], body["member"], Standing(body["standing"]))
+            standing, stopped = Standing(body["standing"]), str(body.get("stopped", ""))
+            return Seat(body["group"], body["member"], standing, stopped)
         except (OSError, DamagedError, KeyError, TypeError, ValueError) as error:
             raise StartError(
                 f"{self._path} cannot be used: {error}",
@@ -98,6 +104,7 @@ class SeatFiles:
     def write(self, seat: Seat) -> None:
         """Keep a seat, for sure."""
         body = {"group": seat.group, "member": seat.member, "standing": seat.standing.value}
+        body |= {"stopped": seat.stopped} if seat.stopped else {}
         try:
             self._disk.replace(self._path, seal(SEAT_FORMAT, body))
         except (OSError, UnsettledError) as error:
@@ -105,6 +112,15 @@ class SeatFiles:
                 f"{self._path} cannot be written: {error}",
                 "see that node.data_dir is on a sound disk with room left, and ours to write",
             ) from error
+
+    def stop(self, seat: Seat, why: str) -> Seat:
+        """Keep that this member must not go on, as far as the disk lets us."""
+        seat = replace(seat, stopped=why)
+        try:
+            self.write(seat)
+        except StartError as error:
+            log.error("a restart will not know that this member has stopped: %s", error.brief)
+        return seat
 
     def of_log(self) -> Seat:
         """Return whose the log is, and write that down: the file that said so is gone."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from guarded import FIRST, TOKENS, Clock, ask_head, bearer, by_of, guarded, tokens, with_admin
-from office import Answer, Office
+from office import PATIENCE, Answer, Office
 
 from lb.config.admin import Token
 from lb.control.admin_session import COOKIE, SESSION_SECONDS, SESSIONS_OF_ONE_MAX, Sessions
@@ -19,6 +22,7 @@ from lb.control.admin_tokens import (
     WRONG_TOKENS_MAX,
     WrongTokens,
 )
+from lb.control.events import LOOK_SECONDS
 
 
 @pytest.fixture
@@ -195,3 +199,45 @@ def test_events_come_by_the_cookie(office: Office) -> None:
     status, code = ask_head(office, "GET", "/v1/events", None, {"Cookie": cookie})
 
     assert (status, code) in [(200, ""), (501, "not-yet-supported")]
+
+
+@pytest.mark.parametrize("by", ["token", "cookie", "closed session", "lesser role"])
+def test_events_end_with_the_token_that_they_were_asked_for_with(office: Office, by: str) -> None:
+    headers: dict[str, str] = bearer("read")
+    if by in ("cookie", "closed session"):
+        headers = {"Cookie": sign_in(office, "read")}
+    connection = http.client.HTTPConnection("127.0.0.1", office.port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("GET", "/v1/events", headers=headers)
+        with contextlib.closing(connection.getresponse()) as response:
+            assert response.status == 200
+            if by == "closed session":
+                office.ask("DELETE", "/v1/session", **headers)
+            else:
+                left = [each for each in tokens() if each.name != "read"]
+                if by == "lesser role":
+                    register = Token(
+                        name="read", token=TOKENS["read"], role="register", upstreams=["app"]
+                    )
+                    left.append(register)
+                office.desk.config = with_admin(office.desk.config, tokens=left)
+            rest = response.read().decode()
+
+    assert rest.rstrip().splitlines()[-3] == "event: closed"
+    assert '"reason":"unauthorized"' in rest
+
+
+def test_events_go_on_while_other_tokens_come_and_go(office: Office) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", office.port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request("GET", "/v1/events", headers=bearer("read"))
+        with contextlib.closing(connection.getresponse()) as response:
+            left = [each for each in tokens() if each.name in ("read", "write")]
+            office.desk.config = with_admin(office.desk.config, tokens=left)
+            began = time.monotonic()
+            weight = 1
+            while time.monotonic() < began + 2 * LOOK_SECONDS:
+                weight += 1
+                office.ask("PATCH", FIRST, {"weight": weight}, **bearer("write"))
+                while not response.readline().startswith(b"data: "):
+                    pass

@@ -164,12 +164,14 @@ def test_members_come_and_go_in_events_too() -> None:
     registry = change_member(Registry(id="g"), "add", 7, encode_member("b", "b:1", by, 9.0))
     gone = change_member(registry, "remove", 7, encode_member("", "", by, 10.0))
 
-    added = as_plain(Applied(1, 1, registry, True, member_change="add", member="b"))
-    removed = as_plain(Applied(2, 1, gone, True, member_change="remove", member="b"))
+    made: dict[str, Any] = {"member": "b", "by": by}
+    added = as_plain(Applied(1, 1, registry, True, member_change="add", at=9.0, **made))
+    removed = as_plain(Applied(2, 1, gone, True, member_change="remove", at=10.0, **made))
 
     assert (added["revision"], added["at"], added["kind"]) == (1, 9.0, "member-add")
     assert (added["member"], added["by"]["token"], added["changes"]) == ("b", "ops", [])
-    assert (removed["revision"], removed["kind"], removed["by"]) == (2, "member-remove", None)
+    assert (removed["revision"], removed["at"], removed["kind"]) == (2, 10.0, "member-remove")
+    assert (removed["member"], removed["by"]["token"]) == ("b", "ops")
     assert isinstance(registry.members[7], Member)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +18,14 @@ import pytest
 from file_store import FileStore
 
 from lb.config.schema import Group as GroupConfig
+from lb.control import agreement
+from lb.control.admin_guard import as_problem
 from lb.control.group import LEAD_SECONDS_MAX, Group
 from lb.control.group_desk import GroupDesk
 from lb.control.seat import Standing
 from lb.control.store import REGISTRY_FILE, DamagedRegistryError, NoQuorum, RefusedError
 from lb.errors import AccordError
-from lb.registry import ApplyFile, By, Fields, PutBackend, Said
+from lb.registry import ApplyFile, By, Fields, PutBackend, Restore, Said
 
 BY = By(member="a", source="api")
 
@@ -32,6 +36,12 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
             await work()
 
     asyncio.run(bounded())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what no one rings for; `run` bounds it."""
+    while not condition():  # noqa: ASYNC110  # Whatever it is waits for the loop.
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager
@@ -261,5 +271,68 @@ def test_killed_at_any_moment_what_was_answered_is_there(tmp_path: Path) -> None
     async def work() -> None:
         async with alone(folder) as group:
             assert answered[-1] <= group.registry.revision <= answered[-1] + 1
+
+    run(work)
+
+
+def test_who_stopped_for_a_registry_that_differs_stays_stopped_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    why = "its registry differs from the leader's as of revision 1000; remove raft/"
+
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            await group.propose(file("10.0.0.1:80"))
+            assert group.seat is not None
+            group.seat = group.files.stop(group.seat, why)
+        async with alone(tmp_path / "d") as group:
+            standing = GroupDesk(group).standing()
+            assert (standing.state, standing.detail) == ("stopped-apply", why)
+            assert backends(group) == {"10.0.0.1:80"}  # Traffic goes on by the last good one.
+            with pytest.raises(NoQuorum, match="takes no part"):
+                await group.propose(put("10.0.0.3:80"))
+        shutil.rmtree(tmp_path / "d" / "raft")  # As it was told to.
+        async with alone(tmp_path / "d") as group:
+            assert GroupDesk(group).standing().state == "ok"
+            await group.propose(put("10.0.0.3:80"))
+
+    run(work)
+
+
+def test_a_leader_with_another_registry_stops_this_member_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "HASH_EVERY", 5)
+
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            await group.propose(file("10.0.0.1:80"))
+            for weight in range(2, 7):
+                await group.propose(put("10.0.0.1:80", weight))
+            await group.propose(put("10.0.0.2:80"))
+            await until(lambda: bool(group.agreement.to_plain()))  # It is hashed in a thread.
+            group.news = {"a": {"hashes": [[5, "another"]]}}
+            await group._compare_states()
+            assert group.files.read() == group.seat
+            assert group.seat is not None
+            assert "differs from the leader's as of revision 5" in group.seat.stopped
+            again = group.files.read()
+            assert again is not None
+            assert again.stopped == group.seat.stopped
+
+    run(work)
+
+
+def test_what_is_too_much_for_the_log_is_refused_as_such(tmp_path: Path) -> None:
+    """The fault is the caller's, and trying again would not help."""
+    noise = random.Random(1).randbytes(2 << 20).hex()
+    upstreams = {"app": {"noise": noise}}
+    restore = Restore(upstream="", by=BY, at=1.0, content={"upstreams": upstreams})
+
+    async def work() -> None:
+        async with alone(tmp_path / "d") as group:
+            with pytest.raises(RefusedError, match="one entry may have 1048576") as refused:
+                await group.propose(restore)
+            assert as_problem(refused.value).status == 413
 
     run(work)

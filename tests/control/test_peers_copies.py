@@ -8,6 +8,7 @@ import pytest
 from peers_kit import Instance, claim_of, instances, message, run, some, until, with_secret
 
 from lb.control import peers
+from lb.control.peer_copies import LATELY, Copies
 from lb.control.peers import Security
 
 
@@ -30,11 +31,24 @@ def test_a_copy_of_a_member_that_runs_is_let_in_nowhere(
             await until(lambda: not copy.reaches(b))
             assert copy.peers.refusals[2].code == "second"
             assert "is a copy: wipe it" in caplog.text
+            assert "is a copy: wipe it" in copy.peers.refusals[2].hint
+            assert "a second process that says it is a is refused" in b.peers.copies.told()
+            assert a.peers.copies.told() == ""
             assert not copy.peers.send(2, message(1, 2))
             assert a.peers.send(2, message(1, 2, 7))
             await until(lambda: b.heard == [(1, message(1, 2, 7))])
 
     run(test())
+
+
+def test_a_copy_that_is_gone_is_told_of_no_more() -> None:
+    now = [100.0]
+    copies = Copies(lambda: now[0])
+
+    assert copies.refuse("a").code == "second"
+    assert copies.told().startswith("a second process that says it is a is refused: ")
+    now[0] += LATELY
+    assert copies.told() == ""
 
 
 def test_a_member_that_has_moved_is_let_in_when_it_runs_no_more_where_it_was() -> None:
