@@ -34,6 +34,7 @@ from logging import Logger
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from lb.balance import Balancer, Candidate
+from lb.errors import ClientError
 from lb.http1.head import cookie_value, field_values
 from lb.http1.headers import FRAMING, Headers, can_be_field
 from lb.http1.replies import Reply
@@ -317,7 +318,10 @@ class Request:
         """Have the backend asked for another path and query; the route stays what it was."""
         if not re.fullmatch(r"/[!-~]*", target) or "#" in target:
             raise ValueError(f"{target!r} is not a path that can be asked for")
-        normalise(target.partition("?")[0])
+        try:
+            normalise(target.partition("?")[0])
+        except ClientError as error:
+            raise ValueError(f"{target!r} cannot be asked for: {error.message}") from None
         self.new_target = target.encode()
         self._path = None
 

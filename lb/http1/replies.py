@@ -71,9 +71,10 @@ def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes
         error = PROXY_ERRORS.get(reply.end, "proxy_internal_error").encode()
         details = b'; details="%b"' % _quoted(reply) if reply.detail else b""
         lines.append(b"Proxy-Status: %b; error=%b%b" % (name, error, details))
-    if reply.status in (502, 503, 504):
+    given = {key.lower() for key, _ in reply.fields}
+    if reply.status in (502, 503, 504) and "retry-after" not in given:
         lines.append(b"Retry-After: %d" % RETRY_AFTER_S)
-    if body and not any(key.lower() == "content-type" for key, _ in reply.fields):
+    if body and "content-type" not in given:
         lines.append(b"Content-Type: text/plain; charset=utf-8")
     if reply.status not in (204, 304):
         lines.append(b"Content-Length: %d" % len(body))
