@@ -69,6 +69,8 @@ def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes
     lines += [f"{key}: {value}".encode() for key, value in reply.fields]
     if reply.end != "ok":
         error = PROXY_ERRORS.get(reply.end, "proxy_internal_error").encode()
+        if reply.status == 429 and reply.end == "limited":
+            error = b"http_request_denied"  # By a rate limit: no connection is too many.
         details = b'; details="%b"' % _quoted(reply) if reply.detail else b""
         lines.append(b"Proxy-Status: %b; error=%b%b" % (name, error, details))
     given = {key.lower() for key, _ in reply.fields}

@@ -412,6 +412,8 @@ class Hooked(Exchange):
         if self._wait_ends is not None:
             self._wait_ends.cancel()
         self._head = self._came
+        if self._req._id is not None:
+            self._request_id = self._req._id.encode()  # Also where nothing was sent on.
         Exchange._finish(self, end, now, keep=keep, cut=cut)
         chain, req = self._chain, self._req
         chain.running -= 1
