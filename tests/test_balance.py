@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.balance import POLICIES, make
-from lb.balance.slots import SLOTS
 from lb.balance.round_robin import PASSES_MAX
+from lb.balance.slots import SLOTS
 
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 
