@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -27,6 +28,7 @@ from lb.control.admin_views import cut_all, named_by, wait_all
 from lb.control.desk import Desk
 from lb.control.problems import Problem
 from lb.control.store import UnknownOutcome
+from lb.metrics import Reading
 from lb.model import State
 from lb.registry import (
     By,
@@ -46,8 +48,10 @@ from lb.registry import (
 log = logging.getLogger("lb.admin")
 
 # Seconds. A write is not asked for its counters, and adding up those of 10,000 backends takes a
-# while in which nothing else happens here, the group included.
-READING_AGE_MAX = 5.0
+# while in which nothing else happens here, the group included: then they may be older still.
+READING_AGE = 5.0
+READING_AGE_MAX = 60.0
+READING_SHARE = 0.01  # Of all time, at most, goes into adding up for those who write.
 ROUTED_SECONDS_MAX = 1.0  # So long an answer waits for the workers.
 LOOK_SECONDS = 0.02  # So often, and so many times, one looks whether the file's upstream is known.
 KNOWN_LOOKS_MAX = 100
@@ -62,6 +66,7 @@ class Writes:
     def __init__(self, desk: Desk, recent: Recent) -> None:
         self._desk = desk
         self._recent = recent
+        self._age = READING_AGE
 
     async def put_backend(self, request: web.Request) -> web.Response:
         """Add a backend, or replace it."""
@@ -146,12 +151,10 @@ class Writes:
         if reply.backend is not None:
             etag = reply.backend.revision
             plain["backend"] = backend_as_plain(
-                desk, self._recent, desk.reading(READING_AGE_MAX), command.upstream, reply.backend
+                desk, self._recent, self._counters(), command.upstream, reply.backend
             )
         elif isinstance(command, PatchUpstream):
-            shown = upstream_as_plain(
-                desk, self._recent, desk.reading(READING_AGE_MAX), command.upstream
-            )
+            shown = upstream_as_plain(desk, self._recent, self._counters(), command.upstream)
             etag, plain["upstream"] = shown["revision"], shown
         return respond(
             plain,
@@ -159,6 +162,15 @@ class Writes:
             ETag=f'"{etag}"',
             X_Revision=str(desk.routed_revision()),
         )
+
+    def _counters(self) -> Reading:
+        """Return counters for an answer; the longer adding up takes, the older they may be."""
+        began = time.perf_counter()
+        reading = self._desk.reading(self._age)
+        needed = (time.perf_counter() - began) / READING_SHARE
+        if needed > READING_AGE:
+            self._age = min(needed, READING_AGE_MAX)
+        return reading
 
     async def _until_known(self, upstream: str) -> None:
         """

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 LAST_GOOD_FILE = "last-good.json"
 LAST_GOOD_FORMAT = 1
 WRITE_EVERY = 1.0  # Seconds from a change to its write, in which more may come.
+WRITE_COSTS = 20.0  # As many times longer than the last write took, where that is more,
+WRITE_EVERY_MAX = 10.0  # but not longer than this.
 
 
 class LastGood:
@@ -33,6 +35,7 @@ class LastGood:
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Task[None] | None = None
         self._failed = False
+        self._pause = WRITE_EVERY
 
     def read(self) -> Registry | None:
         """Return what is kept; None if there is nothing, or nothing that can be trusted."""
@@ -56,7 +59,7 @@ class LastGood:
         self._wanted = registry
         if self._timer is None and self._writing is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(WRITE_EVERY, self._write_soon)
+            self._timer = loop.call_later(self._pause, self._write_soon)
 
     async def close(self) -> None:
         """Write what is not yet written."""
@@ -90,7 +93,12 @@ class LastGood:
     async def _write_wanted(self) -> None:
         wanted, self._wanted = self._wanted, None
         if wanted is not None:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             await asyncio.to_thread(self.write, wanted)
+            # A thread that computes slows the loop down, and a large registry takes a while.
+            costs = WRITE_COSTS * (loop.time() - began)
+            self._pause = min(max(WRITE_EVERY, costs), WRITE_EVERY_MAX)
         self._writing = None
         self._keep_newer()
 

@@ -6,14 +6,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from office import Office, office_in
 
+from lb.control import admin_writes
 from lb.control.admin_writes import if_match_in
 from lb.control.problems import KINDS
 from lb.control.store import NoQuorum, NotStored, UnknownOutcome
+from lb.metrics import Reading
 from lb.registry import Code, Command, Registry, Reply
 
 APP = "/v1/upstreams/app"
@@ -283,3 +286,24 @@ def test_what_could_not_be_committed_says_so(
 
 def test_every_refusal_of_the_registry_is_a_problem() -> None:
     assert {code.value for code in Code} <= set(KINDS)
+
+
+def test_who_writes_a_lot_gets_older_counters_where_they_are_many(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Adding up those of thousands of backends holds the whole controller up."""
+    asked: list[float] = []
+    now = [0.0]
+    quick = office.desk.reading
+
+    def reading(max_age: float = 0.0) -> Reading:
+        asked.append(max_age)
+        now[0] += 0.2
+        return quick(max_age)
+
+    monkeypatch.setattr(office.desk, "reading", reading)
+    monkeypatch.setattr(admin_writes, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    for weight in (2, 3):
+        assert office.ask("PATCH", FIRST, {"weight": weight}).status == 200
+
+    assert asked == pytest.approx([admin_writes.READING_AGE, 20.0])
