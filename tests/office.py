@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -347,9 +348,11 @@ class Office:
 
     def __exit__(self, *_: object) -> None:
         self.run(self._close())
+        self.run(no_sockets_left())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(PATIENCE)
         self._loop.close()
+        os.close(self.desk.memory)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Do something in the admin's own loop."""
@@ -410,6 +413,14 @@ class Office:
         found = [each for each in plain["backends"] if key in (each["name"], each["address"])]
         assert found, f"{key} is not in {upstream}"
         return dict(found[0])
+
+
+async def no_sockets_left() -> None:
+    """Wait until what was closed has ended; whoever is left open is somebody's mistake."""
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    async with asyncio.timeout(PATIENCE):
+        while len(selector.get_map()) > 1:  # noqa: ASYNC110 - one is the loop's own
+            await asyncio.sleep(0)
 
 
 class UnixConnection(http.client.HTTPConnection):
