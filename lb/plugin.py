@@ -31,19 +31,29 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from logging import Logger
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from lb.balance import Balancer, Candidate
 from lb.errors import ClientError
 from lb.http1.head import cookie_value, field_values
 from lb.http1.headers import FRAMING, Headers, can_be_field
 from lb.http1.replies import Reply
+from lb.plugin_kinds import (
+    Duration,
+    HeaderName,
+    Network,
+    Rate,
+    Secret,
+    Share,
+    Size,
+    UrlPath,
+)
 from lb.routing import normalise
 
 if TYPE_CHECKING:
     import random
 
-    from lb.http1.head import RequestHead
+    from lb.http1.head import RequestHead, ResponseFields
     from lb.http1.peers import Peer
 
 __all__ = [
@@ -74,34 +84,6 @@ __all__ = [
 ]
 
 API: Final = 1  # What `Plugin.api` says; a plugin for another one is refused, not tried.
-
-
-# --- What a Config may hold, besides str, int, float, bool, lists, dicts and dataclasses ---------
-
-
-@dataclass(frozen=True, slots=True)
-class Marked:
-    """What sort of value it is, by the name that the config knows."""
-
-    sort: str
-
-
-Duration = Annotated[float, Marked("duration")]
-"""Seconds; the file says "1.5s", "10m"."""
-Size = Annotated[int, Marked("size")]
-"""Bytes; the file says "64KiB"."""
-Share = Annotated[float, Marked("share")]
-"""0 to 1; the file says "20%"."""
-Rate = Annotated[float, Marked("rate")]
-"""Times a second; the file says "100/s", "30/m", "5000/h"."""
-Secret = Annotated[str, Marked("secret")]
-"""What is never shown: not by `lb config show`, not in a log."""
-HeaderName = Annotated[str, Marked("header_name")]
-"""The name of a header, in lower case."""
-Network = Annotated[str, Marked("network")]
-"""An address or a network of them, like "10.0.0.0/8"."""
-UrlPath = Annotated[str, Marked("url_path")]
-"""A path, like "/healthz"."""
 
 
 # --- Messages ---------------------------------------------------------------------------------
@@ -183,6 +165,7 @@ class Request:
     transforms: tuple[Transform, ...] = ()
     resized = False  # One of them may change the body's length.
     new_body: bytes | None = None
+    touched = False  # Something is to be done with it, besides its fields.
     asked = -1  # The place of the last plugin that was asked.
     answering = 0  # The place of the plugin that looks at the response now.
 
@@ -313,6 +296,7 @@ class Request:
         if not re.fullmatch(r"[!-~]{1,128}", value):
             raise ValueError("a request's id is 1 to 128 characters of visible ASCII")
         self._id = value
+        self.touched = True
 
     def rewrite(self, target: str) -> None:
         """Have the backend asked for another path and query; the route stays what it was."""
@@ -323,6 +307,7 @@ class Request:
         except ClientError as error:
             raise ValueError(f"{target!r} cannot be asked for: {error.message}") from None
         self.new_target = target.encode()
+        self.touched = True
         self._path = None
 
     def set_host(self, host: str) -> None:
@@ -330,27 +315,41 @@ class Request:
         if not re.fullmatch(r"[A-Za-z0-9._~:\[\]-]{1,255}", host):
             raise ValueError(f"{host!r} is not a host")
         self.new_host = host.encode()
+        self.touched = True
 
     def prefer(self, key: str) -> None:
         """Have it go to this backend if that may take it, else to another, as usual."""
         self.preferred = key
+        self.touched = True
 
     def forbid(self, *keys: str) -> None:
         """Have it not go to these backends, come what may."""
         self.forbidden |= set(keys)
+        self.touched = True
 
     def transform_body(self, transform: Transform) -> None:
         """Have its body changed as it passes; its length is then unknown beforehand."""
         self.transforms = (*self.transforms, transform)
-        self.resized = True
+        self.resized = self.touched = True
 
     def watch_body(self, watcher: Watcher) -> None:
         """Have its body looked at as it passes, its length untouched."""
         self.transforms = (*self.transforms, _Watched(watcher))
+        self.touched = True
 
     def replace_body(self, body: bytes) -> None:
         """Have another body sent, whatever comes; a body that came is read and dropped."""
         self.new_body = body
+        self.touched = True
+
+
+class Source(Protocol):
+    """What a response is read from: its head."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def fields(self) -> ResponseFields: ...
 
 
 class Response:
@@ -364,32 +363,35 @@ class Response:
     transforms: tuple[Transform, ...] = ()
     new_status = 0
 
-    def __init__(
-        self, status: int, block: bytes, kept: bytes, *, backend: str, length: int, has_body: bool
-    ) -> None:
-        self._status = status
-        self._block = block
-        self._kept = kept
+    def __init__(self, source: Source, backend: str, has_body: bool) -> None:
+        self._source = source
         self.backend = backend  # Its key, "" where we answer ourselves.
         self.has_body = has_body  # Not where the method or the status forbids it.
-        self.content_length = None if length < 0 else length
+
+    @property
+    def content_length(self) -> int | None:
+        """The length of its body; None where only its end will tell."""
+        length = self._source.fields.length
+        return None if length < 0 else length
 
     @property
     def status(self) -> int:
         """Its status; 200 to 599."""
-        return self.new_status or self._status
+        return self.new_status or self._source.status
 
     @status.setter
     def status(self, value: int) -> None:
-        if not 200 <= value <= 599 or (value in BODILESS) != (self._status in BODILESS):
-            raise ValueError(f"a {self._status} cannot become a {value}: their bodies differ")
+        before = self._source.status
+        if not 200 <= value <= 599 or (value in BODILESS) != (before in BODILESS):
+            raise ValueError(f"a {before} cannot become a {value}: their bodies differ")
         self.new_status = value
 
     @property
     def headers(self) -> Headers:
         """Its fields."""
         if self._headers is None:
-            self._headers = Headers(self._block, self._kept, FRAMING)
+            fields = self._source.fields
+            self._headers = Headers(fields.block, fields.kept, FRAMING)
         return self._headers
 
     def transform_body(self, transform: Transform) -> None:

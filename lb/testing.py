@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from lb.config.plugin_settings import check
 from lb.errors import OperatorError
-from lb.http1.head import RequestHead, read_request_head, read_response_head
+from lb.http1.head import RequestHead, made_head, read_request_head, read_response_head
 from lb.http1.headers import Headers
 from lb.http1.peers import Peer, direct
 from lb.http1.replies import Reply, body_of
@@ -311,24 +311,15 @@ def _response(
         block = "".join(f"\r\n{name}: {value}" for name, value in reply.fields).encode("latin-1")
         data = body_of(reply)
         has_body = method != "HEAD" and reply.status not in BODILESS
-        return Response(
-            reply.status, block + b"\r\n", block, backend="", length=len(data), has_body=has_body
-        ), data
+        return Response(made_head(reply.status, block, len(data)), "", has_body), data
     first, *fields = text.split("\n")
     lines = (f"HTTP/1.1 {first}", *fields, "")
     head = read_response_head("".join(f"{line}\r\n" for line in lines).encode("latin-1"), None)
     known = head.fields
-    length = known.length
-    if length < 0 and isinstance(body, bytes) and not known.chunked:
-        length = len(body)
-    return Response(
-        head.status,
-        known.block,
-        known.kept,
-        backend=backend,
-        length=length,
-        has_body=method != "HEAD" and head.status not in BODILESS,
-    ), body
+    if known.length < 0 and isinstance(body, bytes) and not known.chunked:
+        known.length = len(body)
+    has_body = method != "HEAD" and head.status not in BODILESS
+    return Response(head, backend, has_body), body
 
 
 def _class_in(path: Path) -> type[Plugin[Any]]:

@@ -21,8 +21,9 @@ from lb.config.kinds import Choice, Duration, Flag, Kind, Name, OrOne, Share, Si
 from lb.config.requests import HeaderName, Network, Number, Rate, UrlPath
 from lb.config.secrets import REVEALED, PlainSecret
 from lb.config.section import Section
-from lb.plugin import Marked, Plugin
+from lb.plugin import Plugin
 from lb.plugin_code import PluginError, configure, described, hints_of
+from lb.plugin_kinds import Marked
 
 WHOLE_MAX: Final = 2**53
 KINDS: Final[dict[str, Kind]] = {

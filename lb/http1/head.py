@@ -251,6 +251,13 @@ def altered(
     return RequestHead(head.octets, head.method, target, head.minor, fields)
 
 
+def made_head(status: int, lines: bytes, length: int) -> ResponseHead:
+    """Return the head of an answer of our own; `lines` are its fields, each led by CRLF."""
+    fields = ResponseFields(lines + b"\r\n")
+    fields.kept, fields.length = lines, length
+    return ResponseHead(b"", 1, status, b"", fields)
+
+
 def judge_request(head: bytes) -> None:
     """Let httptools object to a whole request head: ClientError 400, or 501 for a method."""
     try:

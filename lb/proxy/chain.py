@@ -120,7 +120,16 @@ class LivePlugin:
 class Chain:
     """What the requests of one listener and route pass, in order."""
 
-    __slots__ = ("_asking", "_finishing", "_responding", "lives", "running", "sampling")
+    __slots__ = (
+        "_asking",
+        "_finishing",
+        "_responding",
+        "finishes",
+        "lives",
+        "responds",
+        "running",
+        "sampling",
+    )
 
     def __init__(self, lives: Sequence[LivePlugin]) -> None:
         self.lives = tuple(lives)
@@ -149,11 +158,8 @@ class Chain:
         self._asking = tuple(asking)
         self._responding = tuple(reversed(responding))
         self._finishing = tuple(reversed(finishing))
-
-    @property
-    def responds(self) -> bool:
-        """Whether anybody looks at responses."""
-        return bool(self._responding)
+        self.responds = bool(responding)  # Whether anybody looks at responses,
+        self.finishes = bool(finishing)  # or wants to know of the end.
 
     def ask(self, req: Request, after: int = -1) -> Outcome:
         """
@@ -164,10 +170,11 @@ class Chain:
         asking = self._asking
         if after >= 0:
             asking = tuple(each for each in asking if each[2] > after)
-        sampling, self.sampling = self.sampling, False
+        sampling = self.sampling
+        if sampling:
+            self.sampling = False
         before = monotonic()
         for hook, live, at in asking:
-            req.asked = at
             try:
                 outcome = hook(req)
             except FAILURES as error:
@@ -178,6 +185,7 @@ class Chain:
             if sampling:
                 live.observe("on_request", now - before)
             if outcome is not None:
+                req.asked = at
                 return outcome
             before = now
         req.asked = len(self.lives)

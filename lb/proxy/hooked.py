@@ -10,24 +10,22 @@ request is held as for a slow backend, and what comes of the response is put asi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
 from lb.http1.framing import BodyReader, Octets
-from lb.http1.head import RequestHead, ResponseFields, ResponseHead, altered
+from lb.http1.head import RequestHead, ResponseFields, ResponseHead, altered, made_head
 from lb.http1.peers import Peer
 from lb.http1.replies import REASONS, Reply, body_of
 from lb.plugin import BODILESS, End, Request, Response, Transform
 from lb.proxy.chain import FAILURES, Chain, LivePlugin, Outcome
-from lb.proxy.client import Client
 from lb.proxy.exchange import Exchange
-from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.trying import Step
-from lb.proxy.upstream import LiveEndpoint, LiveUpstream
 from lb.retry import Failure
 
 HOOK_SECONDS_MAX: Final = 30.0  # That a hook may wait.
+_OVER: Final[Request] = Request(None)  # type: ignore[arg-type]  # Stands where one was.
 
 Then = Callable[[Reply | None], None]
 
@@ -35,47 +33,15 @@ Then = Callable[[Reply | None], None]
 class Hooked(Exchange):
     """Walks its chain with the request, then with the response, and tells it of the end."""
 
-    __slots__ = (
-        "_aside",
-        "_came",
-        "_chain",
-        "_instead",
-        "_outward",
-        "_req",
-        "_shown",
-        "_wait_ends",
-        "_waited",
-        "barred",
-        "judged",
-        "plugin",
-    )  # fmt: skip
+    __slots__ = ("__dict__", "_came", "_chain", "_req")
 
-    def __init__(
-        self,
-        worker: WorkerState,
-        plan: Plan,
-        upstream: LiveUpstream | None,
-        client: Client,
-        peer: Peer,
-        head: RequestHead,
-        started: float,
-    ) -> None:
-        Exchange.__init__(self, worker, plan, upstream, client, peer, head, started)
-        chain = plan.chain
-        assert chain is not None, "a plan without plugins has plain exchanges"
-        self._chain: Chain = chain
-        chain.running += 1
-        self._req = Request(self)
-        self._came = head  # As it came: what is logged, whatever is sent on.
-        self._shown = False  # Plugins have seen the response, or are seeing it.
-        self._instead: tuple[bytes, Reply | None] | None = None
-        self._aside: list[Callable[[], None]] | None = None
-        self._outward: tuple[Transform, ...] = ()
-        self._waited: asyncio.Future[Reply | None] | None = None
-        self._wait_ends: asyncio.TimerHandle | None = None
-        self.barred: Sequence[LiveEndpoint] = ()
-        self.judged = False
-        self.plugin = ""
+    # What most exchanges never need costs them nothing.
+    _aside: list[Callable[[], None]] | None = None  # What came while a hook waited.
+    _instead: tuple[bytes, Reply | None] = (b"", None)  # Key and answer, where a hook waits.
+    _outward: tuple[Transform, ...] = ()
+    _shown = False  # Plugins have seen the response, or are seeing it.
+    _waited: asyncio.Future[Reply | None] | None = None
+    _wait_ends: asyncio.TimerHandle | None = None
 
     # Read by `Request`.
 
@@ -107,8 +73,23 @@ class Hooked(Exchange):
 
     def open(self, key: bytes, otherwise: Reply | None) -> None:
         """Ask the plugins, then go on as a plain one: to a backend, or with an answer of ours."""
+        chain = self._plan.chain
+        assert chain is not None, "a plan without plugins has plain exchanges"
+        self._chain: Chain = chain
+        chain.running += 1
+        self._came = self._head  # As it came: what is logged, whatever is sent on.
+        self._req = req = Request(self)
+        outcome = chain.ask(req)
+        if (
+            outcome is None
+            and self._upstream is not None
+            and not req.touched
+            and req._headers is None
+        ):
+            Exchange.start(self, key)
+            return
         self._instead = key, otherwise
-        self._go_on_asking(self._chain.ask(self._req))
+        self._go_on_asking(outcome)
 
     def _go_on_asking(self, outcome: Outcome) -> None:
         if isinstance(outcome, Reply):
@@ -127,7 +108,6 @@ class Hooked(Exchange):
 
     def _enter(self) -> None:
         """Send what the plugins made of the request."""
-        assert self._instead is not None, "see open"
         key, otherwise = self._instead
         upstream, req = self._upstream, self._req
         if upstream is None:
@@ -202,15 +182,9 @@ class Hooked(Exchange):
             return
         self._shown = True
         block = "".join(f"\r\n{name}: {value}" for name, value in reply.fields).encode("latin-1")
-        body = body_of(reply)
-        res = Response(
-            reply.status,
-            block + b"\r\n",
-            block,
-            backend="",
-            length=len(body),
-            has_body=reply.status not in BODILESS and self.method != b"HEAD",
-        )
+        has_body = reply.status not in BODILESS and self.method != b"HEAD"
+        head = made_head(reply.status, block, len(body_of(reply)))
+        res = Response(head, "", has_body)
 
         def then(other: Reply | None) -> None:
             Exchange.answer(self, other or self._reworked(reply, res))
@@ -245,15 +219,11 @@ class Hooked(Exchange):
         if statuses and head.status in statuses and self._passes_over(head, now):
             return
         self._shown = self.judged = True
-        fields = head.fields
-        res = Response(
-            head.status,
-            fields.block,
-            fields.kept,
-            backend=self._backend_key,
-            length=fields.length,
-            has_body=body is not None,
-        )
+        res = Response(head, self._backend_key, body is not None)
+        outcome = chain.respond(self._req, res)
+        if outcome is None:
+            self._pass_on(head, body, payload, now, res)
+            return
 
         def then(reply: Reply | None) -> None:
             if reply is not None:
@@ -262,7 +232,7 @@ class Hooked(Exchange):
             else:
                 self._pass_on(head, body, payload, now, res)
 
-        self._show(res, chain.respond(self._req, res), then)
+        self._show(res, outcome, then)
 
     def _pass_on(
         self,
@@ -273,6 +243,9 @@ class Hooked(Exchange):
         res: Response,
     ) -> None:
         """Send a response on as the plugins changed it."""
+        if res._headers is None and not res.transforms and not res.new_status:
+            Exchange.response_started(self, head, body, payload, now)
+            return
         if res.transforms and body is not None:
             self._outward = res.transforms
             try:
@@ -353,6 +326,8 @@ class Hooked(Exchange):
 
     def _wait(self, hook: str, at: int, work: Awaitable[Reply | None], then: Then) -> None:
         """Have a hook's coroutine run; `then` gets what it gives, or what its failure means."""
+        if self._wait_ends is not None:
+            self._stop_waiting()  # One whose exchange is being answered otherwise.
         loop = self._worker.loop
         live = self._chain.lives[at]
         if hook == "on_response" and self._backend is not None:
@@ -373,6 +348,7 @@ class Hooked(Exchange):
         self._waited = None
         if self._wait_ends is not None:
             self._wait_ends.cancel()
+            self._wait_ends = None
         error: BaseException | None
         if done.cancelled():
             error = TimeoutError(f"it did not come back within {HOOK_SECONDS_MAX:g} s")
@@ -406,18 +382,15 @@ class Hooked(Exchange):
         self._end_early(reply or Reply(500, "plugin_error", "a plugin failed within a body"))
 
     def _finish(self, end: str, now: float, *, keep: bool, cut: bool = False) -> None:
-        waited, self._waited = self._waited, None
-        if waited is not None:
-            waited.cancel()
         if self._wait_ends is not None:
-            self._wait_ends.cancel()
-        self._head = self._came
-        if self._req._id is not None:
-            self._request_id = self._req._id.encode()  # Also where nothing was sent on.
-        Exchange._finish(self, end, now, keep=keep, cut=cut)
+            self._stop_waiting()
         chain, req = self._chain, self._req
+        self._head = self._came
+        if req._id is not None:
+            self._request_id = req._id.encode()  # Also where nothing was sent on.
+        Exchange._finish(self, end, now, keep=keep, cut=cut)
         chain.running -= 1
-        if req.asked >= 0:
+        if chain.finishes and req.asked >= 0:
             chain.finish(
                 req,
                 End(
@@ -430,6 +403,16 @@ class Hooked(Exchange):
                     self._plan.upstream_name,
                 ),
             )
+        # The two know each other: parted, they go without the collector.
+        self._req = _OVER
+
+    def _stop_waiting(self) -> None:
+        waited, self._waited = self._waited, None
+        if waited is not None:
+            waited.cancel()
+        if self._wait_ends is not None:
+            self._wait_ends.cancel()
+            self._wait_ends = None
 
 
 def _altered_response(head: ResponseHead, res: Response, *, has_body: bool) -> ResponseHead:
