@@ -229,7 +229,8 @@ def recover(lost: str, note: str, yes: bool, **words: Any) -> None:
 
 def is_well(plain: dict[str, Any]) -> bool:
     """Whether nothing has to be done about a group."""
-    return bool(plain["state"] in ("ok", "alone") and plain.get("quorum", True))
+    fine = plain["state"] in ("ok", "alone") and not plain.get("detail")
+    return bool(fine and plain.get("quorum", True))
 
 
 def _print_group(plain: dict[str, Any]) -> None:

@@ -86,7 +86,10 @@ class GroupDesk:
             return "forming", group.founding.waiting.why
         if not self._quorum():
             refusals = group.peers.refusals.values() if group.peers else ()
-            why = {error.brief if error.code == "second" else error.message for error in refusals}
+            why = {
+                f"{each.message} ({each.hint})" if each.code == "second" else each.message
+                for each in refusals
+            }
             told = group.stranger or "; ".join(sorted(why))
             return "no-quorum", f"there is no leader that could be reached{told and f': {told}'}"
         copies = group.peers.copies.told() if group.peers else ""
