@@ -155,6 +155,15 @@ def test_a_group_that_is_not_well_is_exit_status_1(fake: FakeAdmin, state: str) 
     assert f"  {state}  " in result.stdout
 
 
+def test_a_group_that_is_well_but_for_a_copied_data_dir_is_exit_status_1(fake: FakeAdmin) -> None:
+    fake.says("GET /v1/group", group(detail="a second process that says it is b is refused"))
+
+    result = run(fake, "group", "status")
+
+    assert result.exit_code == 1
+    assert "a second process that says it is b is refused" in result.stdout
+
+
 def test_a_status_names_leader_term_and_revision() -> None:
     assert in_short(group()) == "follower (ok), leader a, term 3, revision 17"
     assert in_short(group("no-quorum", leader="")).startswith("follower (no-quorum), leader none")
