@@ -21,6 +21,7 @@ from lb.plugin import End, Plugin, Request, RequestHook, Response, ResponseHook
 from lb.plugin_code import described, line_in
 
 SLOW_S: Final = 0.005  # Of one call, in which nobody else is served.
+SLOW_AGAIN_S: Final = 10.0
 SLOW_SAID_EVERY_S: Final = 10.0
 ERRORS_MAX: Final = 5  # Within ERRORS_WITHIN_S; then it is off.
 ERRORS_WITHIN_S: Final = 10.0
@@ -39,6 +40,7 @@ class LivePlugin:
         "_log",
         "_meters",
         "_seconds",
+        "_slow_at",
         "_slow_said",
         "file",
         "name",
@@ -69,6 +71,7 @@ class LivePlugin:
         self._log = plugin.ctx.log
         self._meters = meters
         self._errors: deque[float] = deque(maxlen=ERRORS_MAX)
+        self._slow_at = -SLOW_AGAIN_S
         self._slow_said = -SLOW_SAID_EVERY_S
         self._seconds = {
             hook: meters.histogram("lb_plugin_seconds", plugin=self.name, hook=hook)
@@ -103,7 +106,9 @@ class LivePlugin:
     def slow(self, hook: str, seconds: float, request_id: str) -> None:
         """Say that it keeps everybody waiting."""
         now = monotonic()
-        if now - self._slow_said >= SLOW_SAID_EVERY_S:
+        again, self._slow_at = now - self._slow_at <= SLOW_AGAIN_S, now
+        # Once may be the machine's doing, which gave the processor to somebody else.
+        if again and now - self._slow_said >= SLOW_SAID_EVERY_S:
             self._slow_said = now
             self._log.warning(
                 "plugin %s (%s) took %.1f ms in %s, request %s: nobody else was served meanwhile",

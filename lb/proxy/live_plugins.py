@@ -29,7 +29,7 @@ from lb.plugin_code import (
     module_of,
     registered_in,
 )
-from lb.proxy.chain import FAILURES, Chain, LivePlugin
+from lb.proxy.chain import ERRORS_MAX, ERRORS_WITHIN_S, FAILURES, OFF_S, Chain, LivePlugin
 from lb.proxy.plan import Slots
 
 EVENTS_MAX: Final = 100  # That one plugin counts.
@@ -164,7 +164,7 @@ def own_table(name: str) -> Table:
 
 
 class LivePlugins:
-    """Makes chains for plans; `on_off` is told of a plugin that failed too often."""
+    """Makes chains for plans, and keeps plugins over editions."""
 
     def __init__(
         self,
@@ -179,7 +179,6 @@ class LivePlugins:
         self.node = ""
         self.instances = 1
         self.balancers: dict[str, type[Any]] = {}
-        self.on_off: Callable[[LivePlugin, str], None] = lambda live, said: None
         self._rng = rng
         self._lives: dict[Key, LivePlugin] = {}
         self._contexts: dict[LivePlugin, LiveContext] = {}
@@ -242,6 +241,8 @@ class LivePlugins:
         for live in due:
             live.plugin.ctx.log.warning("plugin %s (%s) is tried again", live.name, live.place)
         self._off -= due
+        for name in {live.name for live in due}:
+            self._show_off(name)
 
     def let_go(self) -> None:
         """Stop plugins that no edition has and no request uses any more."""
@@ -259,7 +260,9 @@ class LivePlugins:
     def _stop(self, live: LivePlugin) -> None:
         context = self._contexts.pop(live)
         context.stop()
-        self._off.discard(live)
+        if live in self._off:
+            self._off.discard(live)
+            self._show_off(live.name)
         try:
             guarded(live.plugin.stop, f"plugin {live.name}", live.file)
         except PluginError as error:
@@ -290,11 +293,21 @@ class LivePlugins:
 
     def _switch_off(self, live: LivePlugin, said: str) -> None:
         self._off.add(live)
+        self._show_off(live.name)
         now = monotonic()
         for chain in self._chains.values():
             if chain is not None and live in chain.lives:
                 chain.arrange(now)
-        self.on_off(live, said)
+        meanwhile = "passed over" if live.open else "answered with 500"
+        live.plugin.ctx.log.error(
+            "plugin %s (%s) is off for %g s: it failed %d times within %g s, at last by %s;"
+            " its requests are %s meanwhile",
+            *(live.name, live.place, OFF_S, ERRORS_MAX, ERRORS_WITHIN_S, said, meanwhile),
+        )
+
+    def _show_off(self, name: str) -> None:
+        slot = self.meters.gauge("lb_plugin_off", plugin=name)
+        self.meters.view[slot] = sum(live.name == name for live in self._off)
 
     def _carried(self, code: PluginCode) -> dict[str, str]:
         carried = {"file": code.file, "digest": code.digest, "stem": code.stem}
