@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT := apt-get install -y --no-install-recommends
 # What the tests of the whole daemon, the comparison and the load run stand beside, as Debian names it.
-TEST_PACKAGES := nginx-light haproxy wrk curl chromium openssl slowhttptest
+TEST_PACKAGES := nginx-light haproxy wrk curl chromium openssl slowhttptest strace faketime
 BENCH_PACKAGES := nginx-light haproxy caddy wrk openssl
 
 .DEFAULT_GOAL := help
@@ -33,7 +33,7 @@ mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulat
 
 soak: $(VENV)/.installed-dev test-packages ## An instance under load and faults, a group under fire, reloads, long tests: SECONDS=600, SEED=7
 	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(or $(SECONDS),600) --seed $(or $(SEED),7)
-	PYTHONPATH=tests $(BIN)/python -m soak.reloads
+	-PYTHONPATH=tests $(BIN)/python -m soak.reloads  # A figure, and no reason to stop here.
 	$(BIN)/python -m pytest -m long
 	CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
 	RELOADS=1000 $(BIN)/python -m pytest tests/journeys/test_faults_processes.py -k many_reloads
@@ -96,7 +96,7 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv $(VENV)
 
 test-packages:
-	@$(call programs,nginx haproxy wrk curl chromium openssl slowhttptest) || $(call apt,$(TEST_PACKAGES))
+	@$(call programs,nginx haproxy wrk curl chromium openssl slowhttptest strace faketime) || $(call apt,$(TEST_PACKAGES))
 
 bench-group-packages:
 	@$(call programs,etcd) || $(call apt,etcd-server)

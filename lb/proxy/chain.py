@@ -12,6 +12,7 @@ import traceback
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from inspect import isawaitable
 from time import monotonic
 from typing import Any, Final
 
@@ -98,6 +99,13 @@ class LivePlugin:
             self.off_until = now + OFF_S
             self.on_off(self, said)
         return None if self.open else self.refusal()
+
+    def checked(self, hook: str, outcome: Any, request_id: str) -> Outcome:
+        """Return what a hook gave if it can be an answer; else it has failed."""
+        if outcome is None or isinstance(outcome, Reply) or isawaitable(outcome):
+            return outcome
+        what = type(outcome).__name__
+        return self.failed(hook, TypeError(f"it returned {what}, not reply(...)"), request_id)
 
     def refusal(self) -> Reply:
         """The answer where it ought to have been asked, and could not be."""
@@ -191,7 +199,10 @@ class Chain:
                 live.observe("on_request", now - before)
             if outcome is not None:
                 req.asked = at
-                return outcome
+                if outcome.__class__ is not Reply:
+                    outcome = live.checked("on_request", outcome, req.request_id)
+                if outcome is not None:
+                    return outcome
             before = now
         req.asked = len(self.lives)
         return None
@@ -211,6 +222,8 @@ class Chain:
             now = monotonic()
             if now - before > SLOW_S:
                 live.slow("on_response", now - before, req.request_id)
+            if outcome is not None and outcome.__class__ is not Reply:
+                outcome = live.checked("on_response", outcome, req.request_id)
             if outcome is not None:
                 return outcome
             before = now

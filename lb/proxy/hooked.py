@@ -160,12 +160,8 @@ class Hooked(Exchange):
         self._bytes_in += len(payload)
         if req.new_body is not None:
             return  # It goes nowhere.
-        data = payload
         try:
-            for each in req.transforms:
-                data = each.chunk(data) if data else data
-                if whole:
-                    data += each.end()
+            data = (_through if whole else _passed)(req.transforms, payload)
         except FAILURES as error:
             self._transform_failed("on_request", error)
             return
@@ -354,7 +350,12 @@ class Hooked(Exchange):
             error = TimeoutError(f"it did not come back within {HOOK_SECONDS_MAX:g} s")
         else:
             error = done.exception()
-        reply = live.failed(hook, error, self._req.request_id) if error else done.result()
+        request_id = self._req.request_id
+        if error is not None:
+            reply = live.failed(hook, error, request_id)
+        else:
+            given = live.checked(hook, done.result(), request_id)
+            reply = given if isinstance(given, Reply) else None
         aside, self._aside = self._aside, None
         then(reply)
         if aside is not None:
@@ -436,12 +437,19 @@ def _passed(transforms: tuple[Transform, ...], payload: Octets) -> bytes:
     for each in transforms:
         if not data:
             break
-        data = each.chunk(data)
+        data = _octets(each.chunk(data))
     return data
 
 
-def _through(transforms: tuple[Transform, ...], data: bytes) -> bytes:
+def _through(transforms: tuple[Transform, ...], payload: Octets) -> bytes:
     """Pass a whole body, or what is left of one, through one transform after the other."""
+    data = bytes(payload)
     for each in transforms:
-        data = (each.chunk(data) if data else b"") + each.end()
+        data = (_octets(each.chunk(data)) if data else b"") + _octets(each.end())
     return data
+
+
+def _octets(given: object) -> bytes:
+    if not isinstance(given, bytes | bytearray | memoryview):
+        raise TypeError(f"a transform returned {type(given).__name__}, not bytes")
+    return bytes(given)
