@@ -212,7 +212,7 @@ def test_events_end_with_the_token_that_they_were_asked_for_with(office: Office,
         with contextlib.closing(connection.getresponse()) as response:
             assert response.status == 200
             if by == "closed session":
-                office.ask("DELETE", "/v1/session", **headers)
+                office.ask("DELETE", "/v1/session", Cookie=headers["Cookie"])
             else:
                 left = [each for each in tokens() if each.name != "read"]
                 if by == "lesser role":
