@@ -62,7 +62,7 @@ def create(places: int = PLACES_MAX) -> int:
     # Nobody can shorten it under a worker, which would die of SIGBUS.
     seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-    os.pwrite(descriptor, _HEADER.pack(MAGIC, places, os.urandom(SALT_BYTES)), 0)
+    os.write(descriptor, _HEADER.pack(MAGIC, places, os.urandom(SALT_BYTES)))
     return descriptor
 
 
