@@ -178,6 +178,17 @@ def test_with_room_enough_it_is_a_dict(puts: list[tuple[bytes, float]]) -> None:
     assert {key: table.get(key) for key in expected} == expected
 
 
+def test_a_number_below_zero_is_no_free_place() -> None:
+    descriptor = create(8)  # One bucket.
+    table = SharedTables(descriptor).table("a")
+    os.close(descriptor)
+    keys = [bytes([number]) for number in range(8)]
+    for key in keys:
+        table.put(key, -1.0 - key[0])
+
+    assert [table.get(key) for key in keys] == [-1.0 - key[0] for key in keys]
+
+
 # --- Several writers --------------------------------------------------------------------------
 
 WRITER = """
