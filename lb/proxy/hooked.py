@@ -22,7 +22,7 @@ from lb.plugin import BODILESS, End, Request, Response, Transform
 from lb.proxy.chain import FAILURES, Chain, LivePlugin, Outcome
 from lb.proxy.exchange import Exchange
 from lb.proxy.trying import Step
-from lb.retry import Failure
+from lb.retry import REPLAY_BYTES_MAX, Failure
 
 HOOK_SECONDS_MAX: Final = 30.0  # That a hook may wait.
 _OVER: Final[Request] = Request(None)  # type: ignore[arg-type]  # Stands where one was.
@@ -37,6 +37,7 @@ class Hooked(Exchange):
 
     # What most exchanges never need costs them nothing.
     _aside: list[Callable[[], None]] | None = None  # What came while a hook waited.
+    _early: list[tuple[bytes, bool]] | None = None  # Of the body, before all had been asked.
     _instead: tuple[bytes, Reply | None] = (b"", None)  # Key and answer, where a hook waits.
     _outward: tuple[Transform, ...] = ()
     _shown = False  # Plugins have seen the response, or are seeing it.
@@ -117,6 +118,13 @@ class Hooked(Exchange):
         self._head = self._altered_head(req)
         if req._id is not None:
             self._request_id = req._id.encode()
+        early, self._early = self._early, None
+        for payload, whole in early or ():
+            # Only now is it known who changes it, and how it is framed.
+            self._bytes_in -= len(payload)
+            self.request_data(payload, whole=whole)
+            if self._over:
+                return
         if req.new_body is not None:
             self._held = [req.new_body]
             self._whole = True
@@ -153,6 +161,13 @@ class Hooked(Exchange):
 
     def request_data(self, payload: bytes, *, whole: bool) -> None:
         """Take octets of the request's body, through the plugins that change it."""
+        if self._early is not None:
+            self._early.append((payload, whole))
+            self._bytes_in += len(payload)
+            self._whole = whole
+            if self._bytes_in > REPLAY_BYTES_MAX:
+                self._client.hold()  # Until there is a backend that takes it.
+            return
         req = self._req
         if self.tunnels or not (req.transforms or req.new_body is not None):
             Exchange.request_data(self, payload, whole=whole)
@@ -326,6 +341,8 @@ class Hooked(Exchange):
             self._stop_waiting()  # One whose exchange is being answered otherwise.
         loop = self._worker.loop
         live = self._chain.lives[at]
+        if hook == "on_request" and self._early is None:
+            self._early = []
         if hook == "on_response" and self._backend is not None:
             self._aside = [] if self._aside is None else self._aside
             self._backend.pause_reading()
