@@ -152,9 +152,10 @@ class SharedTable:
         return -1, 0.0
 
     def _smallest(self, first: int) -> int:
-        """Return the place in a bucket that makes room; one that is not used has zero in it."""
+        """Return the place in a bucket that makes room: one that is not used has zero in it."""
         numbers = _BUCKET.unpack_from(self._view, first)[1::2]
-        return first + numbers.index(min(numbers)) * _PLACE.size
+        leaves = 0.0 if 0.0 in numbers else min(numbers)
+        return first + numbers.index(leaves) * _PLACE.size
 
     def _remember(self, key: bytes, tag: float, at: int) -> slice:
         place = slice(at, at + _PLACE.size)
