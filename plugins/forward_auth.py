@@ -9,6 +9,7 @@ a login page.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 from dataclasses import dataclass, field
@@ -99,7 +100,6 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
         """Count from nothing; connections come with the first question."""
         self._aiohttp: Any = None
         self._session: ClientSession | None = None
-        self._closing: asyncio.Future[None] | None = None
         self._running = 0
         self._said = -SAID_EVERY_S
         self._denied = self.ctx.count("denied")
@@ -108,9 +108,8 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
 
     def stop(self) -> None:
         """Close what is open."""
-        if self._session is not None and self._session.connector is not None:
-            # It closes at once; whoever was told so late is waited for.
-            self._closing = asyncio.ensure_future(self._session.connector.close())
+        if self._session is not None:
+            _close(self._session)
 
     async def on_request(self, req: Request) -> Reply | None:
         """Ask."""
@@ -195,6 +194,14 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
             return self._unavailable
         self._let_in(req, None)
         return None
+
+
+def _close(session: ClientSession) -> None:
+    """Close its connections now: where a worker ends, no loop is left to wait in."""
+    closing = session.close()
+    with contextlib.suppress(StopIteration):
+        closing.send(None)  # All is closed by its first step; the others see it off.
+        closing.close()
 
 
 async def _passed_on(answer: ClientResponse) -> Reply:

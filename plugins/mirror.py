@@ -8,6 +8,7 @@ one too many, is not made, and that is counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 from dataclasses import dataclass, field
@@ -99,7 +100,6 @@ class Mirror(Plugin["Mirror.Config"]):
         config = self.config
         self._aiohttp: Any = None
         self._session: ClientSession | None = None
-        self._closing: asyncio.Future[None] | None = None
         self._running = 0
         self._said = -SAID_EVERY_S
         self._base = config.url.rstrip("/")
@@ -111,9 +111,8 @@ class Mirror(Plugin["Mirror.Config"]):
 
     def stop(self) -> None:
         """Close what is open."""
-        if self._session is not None and self._session.connector is not None:
-            # It closes at once; whoever was told so late is waited for.
-            self._closing = asyncio.ensure_future(self._session.connector.close())
+        if self._session is not None:
+            _close(self._session)
 
     def on_request(self, req: Request) -> None:
         """Make a copy, of its head at least."""
@@ -244,6 +243,14 @@ class Collector:
     def end(self) -> None:
         """Send it."""
         self._mirror.launch(self._copy)
+
+
+def _close(session: ClientSession) -> None:
+    """Close its connections now: where a worker ends, no loop is left to wait in."""
+    closing = session.close()
+    with contextlib.suppress(StopIteration):
+        closing.send(None)  # All is closed by its first step; the others see it off.
+        closing.close()
 
 
 def _text(value: str) -> str:

@@ -50,14 +50,13 @@ async def asking(
     async with serving(handler) as url:
         plugin = make(PLUGIN, {"url": f"{url}/verify?rd=1", **config}, bench or Bench())
         yield plugin
-        await stopped(plugin)
+        stopped(plugin)
 
 
-async def stopped(plugin: Plugin[Any]) -> None:
+def stopped(plugin: Plugin[Any]) -> None:
     plugin.stop()
-    closing = plugin._closing  # type: ignore[attr-defined]
-    if closing is not None:
-        await closing
+    session = plugin._session  # type: ignore[attr-defined]
+    assert session is None or session.closed, "at once"
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
@@ -251,7 +250,7 @@ def test_nobody_listens() -> None:
             port = held.getsockname()[1]
             plugin = make(PLUGIN, {"url": f"http://127.0.0.1:{port}/"}, Bench())
             assert (await call_async(plugin)).got.status == 503
-            await stopped(plugin)
+            stopped(plugin)
 
     run(scenario)
 
