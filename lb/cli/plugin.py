@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tomllib
 from pathlib import Path
@@ -180,7 +181,7 @@ def _tried(
     cls: type[Plugin[Any]], settings: dict[str, Any], file: str
 ) -> dict[str, tuple[int, float]]:
     """Send requests through a plugin; return calls and seconds by hook. PluginError."""
-    from lb.testing import Bench, call, make  # noqa: PLC0415 - what only this command needs
+    from lb.testing import Bench, call_async, make  # noqa: PLC0415 - what only this command needs
 
     section_for(cls)
     values = check_settings(cls, settings)
@@ -190,24 +191,33 @@ def _tried(
         said = f"{key}: {first['msg']}" if key else first["msg"]
         raise PluginError(f"settings: {said}", "say them: --settings 'key = \"value\"'", file)
     took: dict[str, tuple[int, float]] = {}
-    made = make(cls, settings, Bench())
     head = TRIED[0]
-    for hook in HOOKS:
-        if hasattr(made, hook) and not waits(getattr(made, hook)):
-            setattr(made, hook, _timed(getattr(made, hook), hook, took))
-    try:
+
+    async def tried() -> None:
+        nonlocal head
+        made = make(cls, settings, Bench())
+        for hook in HOOKS:
+            if hasattr(made, hook) and not waits(getattr(made, hook)):
+                setattr(made, hook, _timed(getattr(made, hook), hook, took))
         for head in TRIED:
             for response, body in ANSWERS:
-                call(made, head, body=b"abc" if "POST" in head else b"", response=response,
-                     response_body=body)  # fmt: skip
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
+                await call_async(
+                    made, head, body=b"abc" if "POST" in head else b"", response=response,
+                    response_body=body,
+                )  # fmt: skip
+        made.stop()
+
+    try:
+        asyncio.run(tried())  # In one loop: a plugin may keep connections from call to call.
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, RuntimeError,
+    ) as error:  # fmt: skip
         from lb.plugin_code import described, line_in  # noqa: PLC0415 - likewise
 
         first_line = head.partition("\n")[0]
         raise PluginError(
             f'it failed on "{first_line}": {described(error)}', "", file, line_in(error, file)
         ) from None
-    made.stop()
     return took
 
 
