@@ -11,7 +11,7 @@ from typing import Any
 import argon2
 import bcrypt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.errors import OperatorError
@@ -90,6 +90,7 @@ def test_what_are_no_credentials(given: str) -> None:
     assert ask(made(), given).got.status == 401
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="latin-1", exclude_categories=["Cc"])))
 def test_nothing_makes_it_fail(given: str) -> None:
     outcome = call(PLUGIN, "GET /\nAuthorization: Basic " + given, config={"users": USERS})

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.errors import OperatorError
@@ -64,6 +64,7 @@ def test_it_comes_back_as_the_rate_says() -> None:
     assert allowed(plugin) == 2, "never more than the burst"
 
 
+@settings(deadline=None)
 @given(
     rate=st.integers(1, 1000),
     burst=st.integers(1, 50),
@@ -79,6 +80,7 @@ def test_never_more_than_rate_and_burst(rate: int, burst: int, waits: list[float
         assert through <= burst + rate * (bench.time - began) + 0.01
 
 
+@settings(deadline=None)
 @given(rate=st.integers(1, 1000), burst=st.integers(1, 50), count=st.integers(1, 60))
 def test_who_keeps_to_the_rate_is_never_turned_away(rate: int, burst: int, count: int) -> None:
     bench = Bench()
