@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from lb.plugin import HeaderName, Headers, Plugin, Request, Response
+from lb.plugin import HeaderName, Headers, Plugin, Request, Response, reply
 
-_PLACE: Final = re.compile(r"\{([^{}]*)\}")
+_PLACE: Final = re.compile(r"\{([A-Za-z_]*)\}")  # Not the braces of JSON.
 _KNOWN: Final[dict[str, Callable[[Request, Response | None], str]]] = {
     "client": lambda req, _: req.client,
     "host": lambda req, _: req.host,
@@ -67,8 +67,12 @@ class ChangeHeaders(Plugin["ChangeHeaders.Config"]):
             for way, changes in (("request", self.request), ("response", self.response)):
                 for value in (*changes.set.values(), *changes.append.values()):
                     _check(value, way)
-                for step in steps_of(changes):
-                    step(Headers(b"\r\n", b""), _NOBODY, None)
+            for step in steps_of(self.request):
+                step(Headers(b"\r\n", b""), _NOBODY, None)
+            for step in steps_of(self.response):
+                step(Headers(b"\r\n", b"", frozenset()), _NOBODY, None)
+            for name in _touched(self.response):
+                _check_ours(name)
 
     def start(self) -> None:
         """Work out the steps; a message that nothing is done to is not looked at."""
@@ -99,6 +103,19 @@ class _Nobody(Request):
 
 
 _NOBODY: Final = _Nobody()
+
+
+def _touched(changes: Changes) -> list[str]:
+    named = [*changes.remove, *changes.rename, *changes.rename.values()]
+    return [*named, *changes.set, *changes.append]
+
+
+def _check_ours(name: str) -> None:
+    """Refuse a field that no plugin may write in a response: there are fewer than in a request."""
+    try:
+        reply(200, {name: ""})
+    except ValueError:
+        raise ValueError(f"{name} is written by the load balancer itself") from None
 
 
 def steps_of(changes: Changes) -> list[Step]:

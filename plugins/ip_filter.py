@@ -49,7 +49,7 @@ class IpFilter(Plugin["IpFilter.Config"]):
         rules = [(each, True) for each in config.allow] + [(each, False) for each in config.deny]
         verdicts = [allowed for name, allowed in rules if name == "unix"]
         self._unix = all(verdicts) if verdicts else self._otherwise
-        plain = [(ip_network(name), allowed) for name, allowed in rules if name != "unix"]
+        plain = [(_network(name), allowed) for name, allowed in rules if name != "unix"]
         self._starts, self._verdicts = stretches(plain, otherwise=self._otherwise)
         self._known: dict[str, bool] = {}
         self._reply = reply(config.status)
@@ -76,6 +76,15 @@ class IpFilter(Plugin["IpFilter.Config"]):
             allowed = self._unix if client.startswith("unix:") else False
         self._known[client] = allowed
         return allowed
+
+
+def _network(text: str) -> IPv4Network | IPv6Network:
+    """Return a network; one of IPv4 in IPv6 clothes as the IPv4 one, so that both are as long."""
+    network = ip_network(text)
+    first = network.network_address
+    if isinstance(first, IPv6Address) and first.ipv4_mapped and network.prefixlen >= 96:
+        return IPv4Network((int(first.ipv4_mapped), network.prefixlen - 96))
+    return network
 
 
 def number_of(address: IPv4Address | IPv6Address) -> int:

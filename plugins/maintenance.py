@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from math import ceil
 from typing import Final
 
-from lb.plugin import Duration, Network, Plugin, Reply, Request, UrlPath, reply
+from lb.plugin import Duration, Network, Networks, Plugin, Reply, Request, UrlPath, reply
 
 LOOK_S: Final = 1.0  # From look to look at the switch.
 PAGE_BYTES_MAX: Final = 1 << 20
-CLIENTS_KEPT_MAX: Final = 4096  # Addresses whose verdict is remembered.
 
 
 class Maintenance(Plugin["Maintenance.Config"]):
@@ -55,7 +54,8 @@ class Maintenance(Plugin["Maintenance.Config"]):
             for name in (self.switch, self.page):
                 if name is not None and not os.path.isabs(name):
                     raise ValueError(f"{name} is not absolute: nobody would know beside what")
-            if not self.content_type.isascii() or not self.content_type.isprintable():
+            kind = self.content_type
+            if not kind.strip() or not kind.isascii() or not kind.isprintable():
                 raise ValueError("content_type is visible ASCII")
 
     def start(self) -> None:
@@ -63,19 +63,15 @@ class Maintenance(Plugin["Maintenance.Config"]):
         config = self.config
         body: str | bytes = config.body
         if config.page is not None:
-            with open(config.page, "rb") as page:
-                body = page.read(PAGE_BYTES_MAX + 1)
-            if len(body) > PAGE_BYTES_MAX:
-                raise ValueError(f"{config.page} is larger than {PAGE_BYTES_MAX >> 20} MiB")
+            body = _content_of(config.page)
         fields = {
             "Content-Type": config.content_type,
             "Cache-Control": "no-store",
-            "Retry-After": str(int(config.retry_after)),
+            "Retry-After": str(ceil(config.retry_after)),
         }
         self._reply = reply(config.status, fields, body)
-        self._networks = [ip_network(each) for each in config.allow]
+        self._allowed = Networks(config.allow)
         self._open = [path.rstrip("/") for path in config.open]
-        self._known: dict[str, bool] = {}
         self._closed = config.switch is None
         if config.switch is not None:
             self._look()
@@ -85,7 +81,7 @@ class Maintenance(Plugin["Maintenance.Config"]):
         """Turn away whoever is not to get through."""
         if not self._closed or (self._open and self._stays_open(req.path)):
             return None
-        if self._networks and self._gets_through(req.client):
+        if req.client in self._allowed:
             return None
         return self._reply
 
@@ -99,18 +95,13 @@ class Maintenance(Plugin["Maintenance.Config"]):
     def _stays_open(self, path: str) -> bool:
         return any(path == each or path.startswith(each + "/") for each in self._open)
 
-    def _gets_through(self, client: str) -> bool:
-        known = self._known.get(client)
-        if known is None:
-            if len(self._known) >= CLIENTS_KEPT_MAX:
-                self._known.clear()
-            known = self._known[client] = _is_in(client, self._networks)
-        return known
 
-
-def _is_in(client: str, networks: list[IPv4Network | IPv6Network]) -> bool:
+def _content_of(page: str) -> bytes:
     try:
-        address = ip_address(client)
-    except ValueError:
-        return False
-    return any(address in network for network in networks)
+        with open(page, "rb") as file:
+            content = file.read(PAGE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ValueError(f"page {page} cannot be read: {error.strerror}") from None
+    if len(content) > PAGE_BYTES_MAX:
+        raise ValueError(f"page {page} is larger than {PAGE_BYTES_MAX >> 20} MiB")
+    return content

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
 from typing import Final, Literal
 from uuid import UUID
 
-from lb.plugin import HeaderName, Network, Plugin, Request, Response
+from lb.plugin import HeaderName, Network, Networks, Plugin, Request, Response, reply
 
 _SANE: Final = re.compile(r"[A-Za-z0-9._:+/=-]{8,128}")
 
@@ -35,17 +34,25 @@ class RequestId(Plugin["RequestId.Config"]):
             default_factory=list, metadata={"about": "Only from these addresses; empty: from all."}
         )
 
+        def __post_init__(self) -> None:
+            if self.accept_from and not self.accept:
+                raise ValueError("accept_from says from whom: give accept = true as well")
+            try:
+                reply(200, {self.echo: ""})
+            except ValueError:
+                raise ValueError(f"echo: {self.echo} is no field for this") from None
+
     def start(self) -> None:
         """Leave out what is not asked for."""
         config = self.config
-        self._networks = [ip_network(each) for each in config.accept_from]
+        self._believed = Networks(config.accept_from or ["0.0.0.0/0", "::/0", "unix"])
         self._echo = config.echo
         if config.accept or config.form != "plain":
             self.on_request = self._name
 
     def _name(self, req: Request) -> None:
         claimed = req.claimed_id if self.config.accept else None
-        if claimed is not None and _SANE.fullmatch(claimed) and self._believed(req.client):
+        if claimed is not None and _SANE.fullmatch(claimed) and req.client in self._believed:
             req.request_id = claimed
         elif self.config.form != "plain":
             made = UUID(int=self.ctx.rng.getrandbits(128), version=4)
@@ -54,12 +61,3 @@ class RequestId(Plugin["RequestId.Config"]):
     def on_response(self, req: Request, res: Response) -> None:
         """Tell the client."""
         res.headers.set(self._echo, req.request_id)
-
-    def _believed(self, client: str) -> bool:
-        if not self._networks:
-            return True
-        try:
-            address = ip_address(client)
-        except ValueError:
-            return False  # On a socket file: no network has it.
-        return any(address in network for network in self._networks)

@@ -46,6 +46,18 @@ def test_responses_know_the_backend() -> None:
     assert list(outcome.got.headers) == [("X-B", "b1 test-1 r")]
 
 
+def test_responses_may_say_what_requests_may_not() -> None:
+    config = {"response": {"set": {"X-Request-ID": "{id}"}, "remove": "x-real-ip"}}
+    got = call(PLUGIN, config=config, response="200 OK\nX-Real-IP: 10.0.0.1").got
+    assert list(got.headers) == [("X-Request-ID", "test-1")]
+
+
+def test_braces_of_json_are_no_placeholders() -> None:
+    said = '{"report_to": "{route}", "max_age": 1}'
+    got = call(PLUGIN, config={"response": {"set": {"NEL": said}}}).got
+    assert got.headers.get("nel") == '{"report_to": "r", "max_age": 1}'
+
+
 def test_nothing_is_looked_at_where_nothing_is_done() -> None:
     made = make(PLUGIN, {"response": {"set": {"a": "b"}}})
     assert not hasattr(made, "on_request")
@@ -59,6 +71,10 @@ def test_nothing_is_looked_at_where_nothing_is_done() -> None:
         ({"request": {"set": {"Content-Length": "3"}}}, "written by the load balancer"),
         ({"response": {"remove": ["Transfer-Encoding"]}}, "written by the load balancer"),
         ({"response": {"rename": {"x": "connection"}}}, "written by the load balancer"),
+        ({"response": {"append": {"Via": "x"}}}, "written by the load balancer"),
+        ({"request": {"set": {"X-Request-ID": "x"}}}, "written by the load balancer"),
+        ({"response": {"set": {"a b": "3"}}}, "not the name of a header"),
+        ({"response": {"set": {"x": "a\nb"}}}, "no header may have"),
         ({"request": {"set": {"a b": "3"}}}, "not the name of a header"),
         ({"request": {"append": {"x": "a\nb"}}}, "no header may have"),
         ({"request": {"put": {}}}, "put"),

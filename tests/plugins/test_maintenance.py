@@ -29,10 +29,25 @@ def test_a_page_of_its_own(tmp_path: Path) -> None:
     assert got.headers.get("content-type") == "text/html"
 
 
+def test_a_page_has_a_bound(tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    page.write_bytes(b"x" * ((1 << 20) + 1))
+    with pytest.raises(ValueError, match="larger than 1 MiB"):
+        make(PLUGIN, {"page": str(page)})
+
+
+def test_nobody_is_told_to_come_at_once() -> None:
+    assert call(PLUGIN, config={"retry_after": "200ms"}).got.headers.get("retry-after") == "1"
+
+
 def test_who_gets_through_and_where() -> None:
     made = make(PLUGIN, {"allow": ["10.0.0.0/8", "2001:db8::/32"], "open": ["/healthz/"]})
+    local = make(PLUGIN, {"allow": "unix"})
+    assert call(local, client="unix:").got.status == 200
+    assert call(local).got.status == 503
     for client, path, status in (
         ("10.1.1.1", "/", 200),
+        ("::ffff:10.1.1.1", "/", 200),
         ("2001:db8::7", "/", 200),
         ("192.0.2.1", "/", 503),
         ("unix:", "/", 503),
@@ -63,12 +78,13 @@ def test_a_switch_is_looked_at_now_and_then(tmp_path: Path) -> None:
     [
         ({"status": 200}, "from 400"),
         ({"switch": "x"}, "not absolute"),
-        ({"page": "/not/there"}, "No such file"),
+        ({"page": "/not/there"}, "page /not/there cannot be read: No such"),
         ({"allow": "10.0.0.1/8"}, "not a network"),
         ({"open": "x"}, "not a path"),
         ({"content_type": "a\nb"}, "visible ASCII"),
+        ({"content_type": ""}, "visible ASCII"),
     ],
 )
 def test_what_cannot_be_is_refused(config: dict[str, Any], says: str) -> None:
-    with pytest.raises((OperatorError, OSError), match=says):
+    with pytest.raises((OperatorError, ValueError), match=says):
         make(PLUGIN, config)
