@@ -9,8 +9,16 @@ from typing import Final
 from lb.plugin import Plugin, Reply, Request, reply
 
 STATUSES: Final = (301, 302, 303, 307, 308)
-_PLACE: Final = re.compile(r"\{([^{}]*)\}")
+_NAMED: Final = re.compile(r"\{([A-Za-z_]*)\}")
 _KNOWN: Final = ("scheme", "host", "path", "query")
+_FILLED: Final = re.compile(r"\{(scheme|host|path|query)\}|\\([0-9])")
+_ABSOLUTE: Final = re.compile(
+    r"(?:https?|\{scheme\})://"
+    r"(?=[A-Za-z0-9\[{])(?:[A-Za-z0-9_.:\[\]-]|\{host\})+"
+    r"(?=[/?#]|\{path\}|\Z)"
+)
+"""A URL whose host is the file's or the request's own: nothing else of a request touches it."""
+_RELATIVE: Final = re.compile(r"/(?!/|\\(?![0-9]))")
 _OUTSIDE: Final = re.compile(r"[^!-~]")  # What no Location may hold as it is.
 
 
@@ -40,57 +48,61 @@ class Redirect(Plugin["Redirect.Config"]):
                 raise ValueError(f"status is one of {', '.join(map(str, STATUSES))}")
             if self.https == (self.to is not None):
                 raise ValueError("give https = true, or to: one of the two")
-            if self.to is not None:
-                self._check_target(self.to)
             try:
-                re.compile(self.match or "")
+                groups = re.compile(self.match or "").groups
             except re.error as error:
                 raise ValueError(f"match is not a regular expression: {error}") from None
-
-        def _check_target(self, to: str) -> None:
-            for name in _PLACE.findall(to):
-                if name not in _KNOWN:
-                    known = ", ".join(f"{{{each}}}" for each in _KNOWN)
-                    raise ValueError(f"{{{name}}} is not known: there are {known}")
-            if not re.match(r"https?://[^/\\{}]|/(?!/|\\(?!\d))|\{scheme\}://", to):
-                raise ValueError("to begins with /, http:// or https://, and then says where")
-            if re.search(r"\\(?!\d)", to) or (re.search(r"\\\d", to) and self.match is None):
-                raise ValueError(
-                    "\\1 stands for a group of match, and a backslash for nothing else"
-                )
+            if self.to is not None:
+                _check_target(self.to, -1 if self.match is None else groups)
 
     def start(self) -> None:
-        """Work out the pattern and the text around what is filled in."""
-        self._pattern = re.compile(self.config.match) if self.config.match is not None else None
-        self._status = self.config.status
+        """Work out the pattern, and the text around what is filled in."""
+        config = self.config
+        self._pattern = re.compile(config.match or "")
+        self._to = "https://{host}{path}?{query}" if config.to is None else config.to
+        self._names_host = "{host}" in self._to
+        self._is_path = self._to.startswith("/")
 
     def on_request(self, req: Request) -> Reply | None:
         """Answer, unless this one is to go on."""
-        if self.config.https:
-            if req.scheme == "https" or not req.host:
-                return None
-            found = None
-        elif self._pattern is not None and (found := self._pattern.search(req.path)) is None:
+        if self.config.https and req.scheme == "https":
             return None
-        else:
-            found = None if self._pattern is None else found
-        where = f"https://{_name(req.host)}{_local(req.target)}"
-        if self.config.to is not None:
-            where = self._filled(self.config.to, req, found)
-        return reply(self._status, {"Location": _OUTSIDE.sub(_quoted, where)})
+        found = self._pattern.search(req.path)
+        if found is None or not req.target.startswith("/"):
+            return None  # OPTIONS * is about no address.
+        host = _name(req.host)
+        if self._names_host and not host:
+            return reply(400, body="400 Bad Request: it does not say for which host it is\n")
+        where = self._filled(req, host, found)
+        return reply(self.config.status, {"Location": _OUTSIDE.sub(_quoted, where)})
 
-    def _filled(self, to: str, req: Request, found: re.Match[str] | None) -> str:
-        values = {
-            "scheme": req.scheme,
-            "host": req.host,
-            "path": _local(req.target.partition("?")[0]),
-            "query": req.query,
-        }
-        text = _PLACE.sub(lambda place: values[place[1]], to)
-        if found is not None:
-            groups = found
-            text = re.sub(r"\\(\d)", lambda number: _group(groups, int(number[1])), text)
-        return text if re.match(r"https?://", text) else _local(text)
+    def _filled(self, req: Request, host: str, found: re.Match[str]) -> str:
+        path, _, query = req.target.partition("?")
+        values = {"scheme": req.scheme, "host": host, "path": _local(path), "query": query}
+
+        def fill(place: re.Match[str]) -> str:
+            return values[place[1]] if place[1] else found[int(place[2])] or ""
+
+        text = _FILLED.sub(fill, self._to).removesuffix("?")
+        return _local(text) if self._is_path else text
+
+
+def _check_target(to: str, groups: int) -> None:
+    """Refuse a target that clients could turn elsewhere. `groups` is -1 without `match`."""
+    for name in _NAMED.findall(to):
+        if name not in _KNOWN:
+            known = ", ".join(f"{{{each}}}" for each in _KNOWN)
+            raise ValueError(f"{{{name}}} is not known: there are {known}")
+    if not _RELATIVE.match(to) and not _ABSOLUTE.match(to):
+        raise ValueError(
+            "to begins with one /, or with http:// or https:// and a host; what is filled in"
+            " stands after the host's /, or clients would choose the host"
+        )
+    if re.search(r"\\(?![0-9])", to) or ("\\" in to and groups < 0):
+        raise ValueError("\\1 stands for a group of match, and a backslash for nothing else")
+    for number in re.findall(r"\\([0-9])", to):
+        if int(number) > groups:
+            raise ValueError(f"\\{number}: match has {groups} groups, by its brackets")
 
 
 def _local(path: str) -> str:
@@ -103,12 +115,8 @@ def _local(path: str) -> str:
 
 
 def _name(host: str) -> str:
-    """Return a host without its port: that is plain HTTP's."""
+    """Return a host without its port: that is for where it came to."""
     return host if host.endswith("]") else host.rpartition(":")[0] or host
-
-
-def _group(found: re.Match[str], number: int) -> str:
-    return (found[number] or "") if number <= (found.re.groups or 0) else ""
 
 
 def _quoted(char: re.Match[str]) -> str:
