@@ -6,6 +6,7 @@ Preflights are answered by itself. All that depends on who asks says so in Vary,
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -15,6 +16,7 @@ from lb.plugin import Duration, HeaderName, Plugin, Reply, Request, Response, re
 
 ORIGINS_KEPT_MAX: Final = 1024  # Origins whose verdict is remembered.
 ORIGIN_LENGTH_MAX: Final = 512
+_METHOD: Final = re.compile(r"[A-Za-z][A-Za-z_-]*")
 SIMPLE_METHODS: Final = ["GET", "HEAD", "POST"]
 
 
@@ -55,6 +57,11 @@ class Cors(Plugin["Cors.Config"]):
                 raise ValueError('"*" stands for all: leave the others out')
             if "*" in self.origins and self.credentials:
                 raise ValueError("credentials for every site would be none: name the origins")
+            if "null" in self.origins and self.credentials:
+                raise ValueError('every page can make itself "null": not with credentials')
+            for method in self.methods:
+                if not _METHOD.fullmatch(method):
+                    raise ValueError(f"{method!r} is not the name of a method")
             for origin in self.origins:
                 if origin not in ("*", "null"):
                     _check(origin)
@@ -69,6 +76,7 @@ class Cors(Plugin["Cors.Config"]):
         self._headers = ", ".join(config.headers)
         self._expose = ", ".join(config.expose)
         self._max_age = str(int(config.max_age))
+        self._credentials = config.credentials
         self._allows = lru_cache(maxsize=ORIGINS_KEPT_MAX)(self._judge)
 
     def on_request(self, req: Request) -> Reply | None:
@@ -93,15 +101,15 @@ class Cors(Plugin["Cors.Config"]):
         """Say who may read it; what the backend says of that itself is taken out."""
         headers = res.headers
         if res.backend:
-            for name in _OURS:
+            for name in {name for name, _ in headers if name.lower() in _OURS}:
                 headers.remove(name)
         origin = req.headers.get("origin")
-        if not self._all and "origin" not in (headers.get("vary") or "").lower():
+        if not self._all and not _varies(headers.all("vary")):
             headers.append("Vary", "Origin")
         if origin is None or not self._may(origin):
             return
         headers.set("Access-Control-Allow-Origin", "*" if self._all else origin)
-        if self.config.credentials:
+        if self._credentials:
             headers.set("Access-Control-Allow-Credentials", "true")
         if self._expose and req.method != "OPTIONS":
             headers.set("Access-Control-Expose-Headers", self._expose)
@@ -120,14 +128,20 @@ class Cors(Plugin["Cors.Config"]):
         return False
 
 
-_OURS: Final = (
+_OURS: Final = {
     "access-control-allow-origin",
     "access-control-allow-credentials",
     "access-control-allow-methods",
     "access-control-allow-headers",
     "access-control-expose-headers",
     "access-control-max-age",
-)
+}
+
+
+def _varies(values: list[str]) -> bool:
+    """Whether a response says already that it depends on Origin."""
+    names = {name.strip() for value in values for name in value.lower().split(",")}
+    return "origin" in names or "*" in names
 
 
 def _check(origin: str) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lb.errors import OperatorError
+from lb.errors import ClientError, OperatorError
 from lb.testing import Got, call, make
 
 PLUGIN = Path(__file__).parents[2] / "plugins" / "cors.py"
@@ -83,11 +86,51 @@ def test_what_the_backend_says_of_it_is_taken_out() -> None:
 
 
 @pytest.mark.parametrize(
+    ("vary", "becomes"),
+    [
+        (["X-Original-Host"], ["X-Original-Host", "Origin"]),
+        (["Accept", "origin"], ["Accept", "origin"]),
+        (["*"], ["*"]),
+        ([], ["Origin"]),
+    ],
+)
+def test_vary_is_read_by_names(vary: list[str], becomes: list[str]) -> None:
+    response = "".join(["200 OK", *(f"\nVary: {value}" for value in vary)])
+    assert call(PLUGIN, config=ONE, response=response).got.headers.all("vary") == becomes
+
+
+def test_errors_of_ours_carry_the_fields() -> None:
+    got = call(PLUGIN, "GET /\nOrigin: https://a.example", config=ONE, backends=()).got
+    assert got.status == 503
+    assert got.headers.get("access-control-allow-origin") == "https://a.example"
+    assert got.headers.all("vary") == ["Origin"]
+
+
+@given(st.text(st.sampled_from("htps:/.*a@evil-xmple?#\\"), max_size=30))
+def test_only_names_below_it_fit_a_star(origin: str) -> None:
+    config = {"origins": "https://*.a.example"}
+    made = make(PLUGIN, config)
+    for said in (origin, f"https://{origin}", f"https://{origin}.a.example"):
+        try:
+            got = call(made, f"GET /\nOrigin: {said}").got
+        except ClientError:
+            continue
+        if "access-control-allow-origin" in got.headers:
+            parts = urlsplit(said)
+            assert parts.scheme == "https"
+            assert (parts.hostname or "").endswith(".a.example")
+            assert parts.netloc == parts.hostname
+
+
+@pytest.mark.parametrize(
     ("config", "says"),
     [
         ({}, "origins"),
         ({"origins": []}, "empty"),
         ({"origins": "*", "credentials": True}, "name the origins"),
+        ({"origins": "null", "credentials": True}, "not with credentials"),
+        ({**ONE, "methods": ["G T"]}, "name of a method"),
+        ({**ONE, "methods": ["*"]}, "name of a method"),
         ({"origins": ["*", "https://a.example"]}, "leave the others out"),
         ({"origins": "a.example"}, "no origin"),
         ({"origins": "https://a.example/x"}, "no origin"),
