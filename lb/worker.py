@@ -233,6 +233,10 @@ class Worker:
             self._serving = True
             self._post.send("serving")
         if self._stream is not None and self._assembly.number > self._said_live:
+            if not self._switchboard.settled:
+                # Live is what requests meet: some balancer is made a part at each turn.
+                self._loop.call_soon(self._say_where_we_are)
+                return
             self._said_live = self._assembly.number
             self._stream.send("live", number=self._said_live)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
+from lb.balance import StandIn
 from lb.errors import ClientError
 from lb.http1.forwarding import COUNTS_HOPS, loops
 from lb.http1.head import RequestFields, RequestHead, cookie_value, field_values, split_absolute
@@ -159,6 +160,13 @@ class Switchboard:
         for each in (self._upstreams.get(upstream), *self._departed):
             if each is not None and each.name == upstream:
                 each.cut(key)
+
+    @property
+    def settled(self) -> bool:
+        """Whether all balancers are those of the present edition, and none stands in for one."""
+        return not any(
+            isinstance(upstream.balancer, StandIn) for upstream in self._upstreams.values()
+        )
 
     def reopen_logs(self) -> None:
         """Open log files anew, under their names."""

@@ -110,7 +110,8 @@ def test_a_bad_file_changes_nothing_and_is_explained(daemon: Make, backends: lis
     assert '"wieght" is not a key of a route' in answer.json()["text"]
     one.send(signal.SIGHUP)
     until(lambda: one.log().count("a reload changed nothing") == 3, "HUP says so in the log")
-    assert one.log().count('"backend" is not a key of an upstream') == 3
+    said_so = [line for line in one.log().splitlines() if "a reload changed nothing" in line]
+    assert all('"backend" is not a key of an upstream' in line for line in said_so)
     config = one.admin("/v1/status").json()["config"]
     assert config["generation"] == 1
     assert '"wieght" is not a key' in config["error"]
