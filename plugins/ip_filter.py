@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import Final
 
 from lb.plugin import Network, Plugin, Reply, Request, reply
@@ -17,6 +17,8 @@ from lb.plugin import Network, Plugin, Reply, Request, reply
 CLIENTS_KEPT_MAX: Final = 8192  # Addresses whose verdict is remembered.
 NETWORKS_MAX: Final = 100_000
 V6: Final = 1 << 128  # Where the numbers of IPv6 addresses begin, beyond those of IPv4.
+MAPPED: Final = 0xFFFF << 32  # Where those of IPv4 in IPv6 clothes begin, among IPv6's own.
+Span = tuple[int, int, bool]
 
 
 class IpFilter(Plugin["IpFilter.Config"]):
@@ -49,8 +51,8 @@ class IpFilter(Plugin["IpFilter.Config"]):
         rules = [(each, True) for each in config.allow] + [(each, False) for each in config.deny]
         verdicts = [allowed for name, allowed in rules if name == "unix"]
         self._unix = all(verdicts) if verdicts else self._otherwise
-        plain = [(_network(name), allowed) for name, allowed in rules if name != "unix"]
-        self._starts, self._verdicts = stretches(plain, otherwise=self._otherwise)
+        spans = [span_of(name, allowed) for name, allowed in rules if name != "unix"]
+        self._starts, self._verdicts = stretches(spans, otherwise=self._otherwise)
         self._known: dict[str, bool] = {}
         self._reply = reply(config.status)
         self._denied = self.ctx.count("denied")
@@ -70,7 +72,7 @@ class IpFilter(Plugin["IpFilter.Config"]):
         if len(self._known) >= CLIENTS_KEPT_MAX:
             self._known.clear()
         try:
-            place = bisect_right(self._starts, number_of(ip_address(client))) - 1
+            place = bisect_right(self._starts, number_of(client)) - 1
             allowed = self._verdicts[place]
         except ValueError:
             allowed = self._unix if client.startswith("unix:") else False
@@ -78,49 +80,49 @@ class IpFilter(Plugin["IpFilter.Config"]):
         return allowed
 
 
-def _network(text: str) -> IPv4Network | IPv6Network:
-    """Return a network; one of IPv4 in IPv6 clothes as the IPv4 one, so that both are as long."""
-    network = ip_network(text)
-    first = network.network_address
-    if isinstance(first, IPv6Address) and first.ipv4_mapped and network.prefixlen >= 96:
-        return IPv4Network((int(first.ipv4_mapped), network.prefixlen - 96))
-    return network
+def number_of(text: str) -> int:
+    """Return an address as a number; IPv4 in IPv6 clothes is IPv4. ValueError if it is none."""
+    try:
+        if ":" not in text:
+            return int.from_bytes(inet_pton(AF_INET, text), "big")
+        number = int.from_bytes(inet_pton(AF_INET6, text.partition("%")[0]), "big")
+    except OSError:
+        raise ValueError(f"{text!r} is no address") from None
+    return number - MAPPED if number >> 32 == MAPPED >> 32 else V6 + number
 
 
-def number_of(address: IPv4Address | IPv6Address) -> int:
-    """Return an address as a number; IPv4 in IPv6 clothes is IPv4."""
-    if isinstance(address, IPv6Address):
-        return int(address.ipv4_mapped) if address.ipv4_mapped else V6 + int(address)
-    return int(address)
+def span_of(network: str, allowed: bool) -> Span:
+    """Return where a network begins, where what follows it does, and whether it is let in."""
+    address, _, length = network.partition("/")
+    first = number_of(address)
+    wide = ":" in address
+    return first, first + (1 << (128 if wide else 32) - int(length)), allowed
 
 
-def stretches(
-    rules: list[tuple[IPv4Network | IPv6Network, bool]], *, otherwise: bool
-) -> tuple[list[int], list[bool]]:
+def stretches(spans: list[Span], *, otherwise: bool) -> tuple[list[int], list[bool]]:
     """
     Return where stretches of addresses begin, and whether each is let in.
 
-    Networks are either apart or one within the other: so, written the widest first and `deny`
-    last of two alike, each overwrites what it lies in.
+    Networks are either apart or one within the other: so those that stand open at an address are
+    a stack with the longest on top, and on that of two alike the one that denies.
     """
-    order = sorted(rules, key=lambda rule: (rule[0].prefixlen, not rule[1]))
-    edges = {0, V6}
-    spans = []
-    for network, allowed in order:
-        first = number_of(network[0])
-        last = first + network.num_addresses
-        edges |= {first, last}
-        spans.append((first, last, network.prefixlen, allowed))
-    # From edge to edge, the innermost network that is open there decides.
-    starts = sorted(edges)
-    opening: dict[int, list[tuple[int, int, bool]]] = {}
-    for rank, (first, last, _, allowed) in enumerate(spans):
-        opening.setdefault(first, []).append((rank, last, allowed))
-    standing: list[tuple[int, int, bool]] = []  # A stack: the innermost is on top.
-    verdicts = []
-    for start in starts:
-        while standing and standing[-1][1] <= start:
-            standing.pop()
-        standing += sorted(opening.get(start, []), key=lambda each: (-each[1], each[0]))
-        verdicts.append(standing[-1][2] if standing else otherwise)
+    starts, verdicts = [0], [otherwise]
+
+    def turn(at: int, allowed: bool) -> None:
+        if starts[-1] == at:
+            verdicts[-1] = allowed
+        elif verdicts[-1] != allowed:
+            starts.append(at)
+            verdicts.append(allowed)
+
+    standing: list[tuple[int, bool]] = []
+    for first, end, allowed in sorted(spans, key=lambda span: (span[0], -span[1], not span[2])):
+        while standing and standing[-1][0] <= first:
+            at, _ = standing.pop()
+            turn(at, standing[-1][1] if standing else otherwise)
+        turn(first, allowed)
+        standing.append((end, allowed))
+    while standing:
+        at, _ = standing.pop()
+        turn(at, standing[-1][1] if standing else otherwise)
     return starts, verdicts

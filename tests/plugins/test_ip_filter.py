@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,23 @@ def test_the_longest_network_decides(
     holding = [(net.prefixlen, not allowed) for net, allowed in rules if address in net]
     expected = not max(holding)[1] if holding else otherwise
 
-    starts, verdicts = module.stretches(rules, otherwise=otherwise)
+    spans = [module.span_of(str(net), allowed) for net, allowed in rules]
+    starts, verdicts = module.stretches(spans, otherwise=otherwise)
+    assert starts == sorted(set(starts))
     found = verdicts[sum(start <= int(address) for start in starts) - 1]
 
     assert found is expected
+
+
+@given(st.ip_addresses())
+def test_numbers_are_those_of_addresses(address: IPv4Address | IPv6Address) -> None:
+    module: Any = load("ip_filter", PLUGIN.read_bytes(), str(PLUGIN))
+    mapped = getattr(address, "ipv4_mapped", None)
+    if address.version == 4:
+        assert module.number_of(str(address)) == int(address)
+        assert module.number_of(f"::ffff:{address}") == int(address)
+    elif mapped is None:
+        assert module.number_of(str(address)) == module.V6 + int(address)
 
 
 @pytest.mark.parametrize(
