@@ -299,7 +299,7 @@ def test_a_program_that_cannot_be_imported(daemon: Make, plain: str, package: Pa
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [
-        ("worker.py", "        metrics, edition = fds\n", "        sys.exit(3)\n"),
+        ("worker.py", "        metrics, edition, tables = fds\n", "        sys.exit(3)\n"),
         ("controller.py", '    daemonlog.start("controller")\n', "    sys.exit(3)\n"),
         ("cli/running.py", "    refuse_mixtures(", "    ctx.exit(3)\n    refuse_mixtures("),
     ],

@@ -88,7 +88,8 @@ def test_the_table_is_true(name: str, measured: dict[str, dict[str, str]]) -> No
     wrong = {
         key: (rows.get(key, {}).get(name), found)
         for key, found in measured[name].items()
-        if rows.get(key, {}).get(name) != f"`{found}`"
+        # Where it depends on how fast octets come, the page says "one or the other".
+        if f"`{found}`" not in rows.get(key, {}).get(name, "").split(" or ")
     }
     assert not wrong, "\n".join(
         f"{key}: page {page}, seen `{seen}`" for key, (page, seen) in wrong.items()
