@@ -12,12 +12,13 @@ import re
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import ceil
 from typing import Final, Literal
 
 from lb.plugin import Duration, Plugin, Request, Response, Secret, UrlPath
 
 TOKEN_BYTES: Final = 18
-TOKENS_KEPT_MAX: Final = 8192  # Of backends.
+TOKENS_KEPT_MAX: Final = 65_536  # Of backends, each with each secret.
 SECRET_MIN: Final = 16
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -48,6 +49,10 @@ class Sticky(Plugin["Sticky.Config"]):
                 raise ValueError("one secret, or two while rotating: the first signs")
             if any(len(each) < SECRET_MIN for each in self.secret):
                 raise ValueError(f"a secret has at least {SECRET_MIN} characters")
+            if len(set(self.secret)) < len(self.secret):
+                raise ValueError("the two secrets are the same one")
+            if ";" in self.path:
+                raise ValueError("path ends at a ; in a cookie: give a shorter one")
             if _NAME.fullmatch(self.cookie) is None:
                 raise ValueError(f"{self.cookie!r} is not the name of a cookie")
 
@@ -58,7 +63,8 @@ class Sticky(Plugin["Sticky.Config"]):
         self._tokens: dict[tuple[int, str, str], str] = {}
         # Looked up by a hash that is salted in each process: its time says nothing of a token.
         self._known: dict[tuple[str, str], tuple[int, str]] = {}
-        age = f"; Max-Age={int(config.max_age)}" if config.max_age else ""
+        self._learned_of: dict[str, tuple[str, ...]] = {}
+        age = f"; Max-Age={ceil(config.max_age)}" if config.max_age else ""
         rest = f"; Path={config.path}{age}; HttpOnly; SameSite={config.same_site}"
         self._rest = {"http": rest, "https": f"{rest}; Secure"}
         if config.same_site == "None":
@@ -81,14 +87,19 @@ class Sticky(Plugin["Sticky.Config"]):
         """Give a cookie to whoever has none for the backend that answered."""
         if res.backend and req.state.get(self._state) != res.backend:
             token = self._token(0, req.upstream, res.backend)
-            value = f"{self.config.cookie}={token}{self._rest.get(req.scheme, '')}"
+            value = f"{self.config.cookie}={token}{self._rest[req.scheme]}"
             res.headers.append("Set-Cookie", value)
 
     def _learned(self, req: Request, token: str) -> tuple[int, str] | None:
-        """Work out the tokens of all backends there are: of a token that was not seen before."""
-        if len(self._known) >= TOKENS_KEPT_MAX:
+        """Work out the tokens of all backends there are, unless that was done for these."""
+        backends = req.backends
+        if backends == self._learned_of.get(req.upstream):
+            return None  # Whoever makes cookies up is not to cost much.
+        if len(self._known) + len(backends) * len(self._keys) > TOKENS_KEPT_MAX:
             self._known.clear()
-        for key in req.backends:
+            self._learned_of.clear()
+        self._learned_of[req.upstream] = backends
+        for key in backends[: TOKENS_KEPT_MAX >> 1]:
             for number in range(len(self._keys)):
                 self._known[req.upstream, self._token(number, req.upstream, key)] = (number, key)
         return self._known.get((req.upstream, token))

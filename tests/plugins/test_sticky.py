@@ -46,6 +46,29 @@ def test_a_backend_that_left_is_followed_by_another_and_a_new_cookie() -> None:
     assert outcome.got.headers.all("set-cookie")
 
 
+def test_a_backend_that_comes_is_known_by_its_cookie() -> None:
+    made = make(PLUGIN, {"secret": SECRET})
+    assert sent_with(made, "lb_sticky=made-up", BACKENDS[:2]).preferred == ""
+    assert sent_with(made, "lb_sticky=made-up", BACKENDS[:2]).preferred == ""
+    cookie = cookie_of(make(PLUGIN, {"secret": SECRET}), BACKENDS[2])
+    assert sent_with(made, cookie).preferred == BACKENDS[2]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(PLUGIN, {"secret": [SECRET, "the older one of the two"]})
+    monkeypatch.setitem(type(made).start.__globals__, "TOKENS_KEPT_MAX", 8)
+    inside: Any = made
+    for upstream in range(5):
+        backends = tuple(f"10.0.{upstream}.{number}:80" for number in range(3))
+        cookie = cookie_of(made, backends[1], upstream=f"u{upstream}")
+        head = f"GET /\nCookie: {cookie.partition(';')[0]}"
+        sent = call(made, head, backends=backends, upstream=f"u{upstream}").sent
+        assert sent is not None
+        assert sent.preferred == backends[1]
+        assert len(inside._known) <= 8
+        assert len(inside._tokens) <= 8
+
+
 @pytest.mark.parametrize("value", ["", "x", "A" * 24, "10.0.0.2:80", "\xe9" * 24])
 def test_nobody_chooses_by_writing_one(value: str) -> None:
     made = make(PLUGIN, {"secret": SECRET})
@@ -77,6 +100,7 @@ def test_a_secret_is_changed_without_losing_anybody() -> None:
         ({}, "http", "Path=/; HttpOnly; SameSite=Lax"),
         ({}, "https", "SameSite=Lax; Secure"),
         ({"same_site": "None"}, "http", "SameSite=None; Secure"),
+        ({"max_age": "500ms"}, "http", "Max-Age=1;"),
         ({"max_age": "1h", "path": "/app"}, "http", "Path=/app; Max-Age=3600"),
     ],
 )
@@ -91,6 +115,8 @@ def test_attributes(config: dict[str, Any], scheme: str, words: str) -> None:
         ({}, "secret"),
         ({"secret": "short"}, "at least 16"),
         ({"secret": [SECRET, SECRET, SECRET]}, "one secret, or two"),
+        ({"secret": [SECRET, SECRET]}, "the same one"),
+        ({"secret": SECRET, "path": "/a;b"}, "ends at a ;"),
         ({"secret": SECRET, "cookie": "a=b"}, "not the name"),
         ({"secret": SECRET, "same_site": "lax"}, "Lax"),
     ],
