@@ -30,10 +30,19 @@ class Raises(Plugin[None]):
     [
         ("basic_auth", f'users = {{ a = "{HASH}" }}'),
         ("compress", ""),
+        ("cors", 'origins = "https://a.example"'),
+        ("fault", 'abort = "50%"\ndelay = "50%"\nwait = "1ms"'),
         ("forward_auth", NOBODY),
+        ("headers", 'response = { set = { x-a = "{id} {backend}" } }'),
+        ("ip_filter", 'deny = "10.0.0.0/8"'),
         ("jwt", 'algorithms = "RS256"\njwks_url = "http://127.0.0.1:1/"'),
+        ("maintenance", ""),
         ("mirror", NOBODY),
         ("rate_limit", 'rate = "10/s"'),
+        ("redirect", "https = true"),
+        ("request_id", 'accept = true\nform = "uuid"'),
+        ("rewrite", 'strip = "/a"\nadd = "/b"'),
+        ("sticky", 'secret = "a secret of some length"'),
     ],
 )
 def test_those_that_come_with_us_are_good(name: str, settings: str) -> None:
