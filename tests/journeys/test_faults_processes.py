@@ -25,7 +25,7 @@ from journeys.conftest import Make, config_of
 from journeys.kit import PATIENCE, ROOT, Answer, Backend, Daemon, alive, loaded, offspring, until
 from journeys.programs import lb, pressed
 
-RELOADS = int(os.environ.get("RELOADS", "20"))
+RELOADS = int(os.environ.get("RELOADS", "16"))
 KILOBYTE = 1024
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do that to a process")
@@ -210,7 +210,7 @@ def test_many_reloads_cost_no_request_and_leave_nothing_behind(
     processes = [one.supervisor, one.controller(), *one.workers()]
     before = [(descriptors(pid), memory(pid)) for pid in processes]
     with loaded(one.port, fresh=True) as load, posting(one.port) as posts:
-        for _ in range(max(8, RELOADS // 4) * 4):
+        for _ in range(max(4, RELOADS // 4) * 4):
             reload()
         load.more(10)
     assert (load.failures, posts.failures) == ([], [])

@@ -247,6 +247,7 @@ def flip_a_byte(instance: Instance) -> Path:
     return log
 
 
+@pytest.mark.long
 def test_a_damaged_log(three: Group) -> None:
     extra = Backend("extra")
     try:

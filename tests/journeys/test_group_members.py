@@ -184,6 +184,7 @@ def papers(tmp_path: Path) -> Papers:
     return Papers(tmp_path / "papers")
 
 
+@pytest.mark.long
 def test_members_know_each_other_by_certificates(
     group: MakeGroup, alone: Alone, papers: Papers, plain: str, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from journeys.programs import lb
 
 PAGE = ROOT / "docs" / "plugins.md"
 FILE = re.compile(r"^```(\w+) file=(\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-RELOADS = 5
+RELOADS = 3
 
 MARK = """
 from lb.plugin import Plugin

@@ -286,6 +286,7 @@ def read_to_end(sock: socket.socket) -> bytes:
     return data
 
 
+@pytest.mark.long
 def test_clients_of_a_listener_while_it_goes_get_an_answer_or_are_refused(
     daemon: Make, backends: list[Backend]
 ) -> None:

@@ -145,6 +145,7 @@ def supervisors(daemon: Daemon) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_a_websocket_lives_until_its_worker_has_drained(daemon: Make) -> None:
     def echo(connection: ServerConnection) -> None:
         for message in connection:
@@ -248,6 +249,7 @@ def listening_for(supervisor: int, port: int) -> list[int]:
     return found
 
 
+@pytest.mark.long
 def test_the_leader_of_a_group_is_upgraded(group: MakeGroup, plain: str) -> None:
     three = group(plain).start()
     leader = three.leader()

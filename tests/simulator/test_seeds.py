@@ -25,7 +25,7 @@ from simulator.shrink import shrink
 from simulator.tally import FAULTS
 from simulator.world import run
 
-SECONDS = float(os.environ.get("SIMULATOR_SECONDS", "80"))
+SECONDS = float(os.environ.get("SIMULATOR_SECONDS", "60"))
 SEEDS = 2_000
 LONG_SEEDS = range(1_000_000, 1_000_010)
 SOAK = "SIMULATOR_SECONDS" in os.environ
