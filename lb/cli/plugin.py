@@ -17,13 +17,12 @@ from lb.config.find import find_config
 from lb.config.kinds import NAME
 from lb.config.load import load
 from lb.config.plugin_settings import check as check_settings
-from lb.config.plugin_settings import section_for
 from lb.config.plugins import catalogue, problem_of, read
 from lb.config.problem import ConfigErrors
 from lb.config.uses import uses_in
 from lb.errors import OperatorError
 from lb.plugin import HOOKS, Plugin, waits
-from lb.plugin_code import PluginError, class_of, module_of, registered_in
+from lb.plugin_code import PluginError, class_of, described, line_in, module_of, registered_in
 
 SLOW_S = 0.005
 TRIED = (
@@ -183,7 +182,6 @@ def _tried(
     """Send requests through a plugin; return calls and seconds by hook. PluginError."""
     from lb.testing import Bench, call_async, make  # noqa: PLC0415 - what only this command needs
 
-    section_for(cls)
     values = check_settings(cls, settings)
     if isinstance(values, list):
         first = values[0]
@@ -212,8 +210,6 @@ def _tried(
     except (
         ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, RuntimeError,
     ) as error:  # fmt: skip
-        from lb.plugin_code import described, line_in  # noqa: PLC0415 - likewise
-
         first_line = head.partition("\n")[0]
         raise PluginError(
             f'it failed on "{first_line}": {described(error)}', "", file, line_in(error, file)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, create_model
 from pydantic_core import ErrorDetails, ValidationError
 
-from lb.config.kinds import Choice, Duration, Flag, Kind, Name, OrOne, Share, Size, Text, Whole
+from lb.config.kinds import Choice, Duration, Flag, Kind, OrOne, Share, Size, Text, Whole
 from lb.config.requests import HeaderName, Network, Number, Rate, UrlPath
 from lb.config.secrets import REVEALED, PlainSecret
 from lb.config.section import Section
@@ -35,9 +35,7 @@ KINDS: Final[dict[str, Kind]] = {
     "header_name": HeaderName(),
     "network": Network(),
     "url_path": UrlPath(),
-    "name": Name(),
 }
-
 
 PLAIN: Final[dict[Any, Any]] = {
     str: Annotated[str, Text(lines=True, empty=True)],

@@ -141,8 +141,6 @@ def judge_plugins(config: Config, tree: Mapping[str, Any]) -> Judged:
             findings.append(_unknown((*place, "use"), use.use, known.names("plugin"), "plugin"))
             continue
         code[use.use] = entry
-        if use.use in {name for name, _ in _failed(problems)}:
-            continue
         judged = _judge_use(place, use, entry, tree, problems)
         if isinstance(judged, Use):
             checked[place] = judged
@@ -157,9 +155,8 @@ def judge_plugins(config: Config, tree: Mapping[str, Any]) -> Judged:
             code[f"{sort}:{name}"] = entry
     if not findings and not problems:
         config = _with_checked(config, checked, code)
-    read = known.read
-    sources = [known_file.source for known_file in known.files.values()]
-    return Judged(config, findings, problems, read, sources, known.warnings)
+    sources = [found.source for found in known.files.values()]
+    return Judged(config, findings, problems, known.read, sources, known.warnings)
 
 
 def _judge_use(
@@ -175,13 +172,12 @@ def _judge_use(
         return [Finding((*place, odd[0]), f"{shown(odd[0])} is no key", at_key=True)]
     try:
         cls = class_of(entry, use.use)
-        section_for(cls)
+        values = check(cls, use.settings)
     except PluginError as error:
         problem = problem_of(error)
         if problem not in problems:
             problems.append(problem)
         return []
-    values = check(cls, use.settings)
     if isinstance(values, list):
         return [_finding(place, cls, each) for each in values]
     try:
@@ -192,23 +188,18 @@ def _judge_use(
     return use.model_copy(update={"values": values, "secrets": secrets_of(cls)})
 
 
-def _failed(problems: list[Problem]) -> Iterator[tuple[str, int]]:
-    return ((problem.file, problem.line) for problem in problems)
-
-
 def _finding(place: Place, cls: type[Plugin[Any]], error: ErrorDetails) -> Finding:
     """Say what is wrong with a setting, as `judge` does for the rest of the file."""
     context = error.get("ctx", {})
     location = tuple(part for part in error["loc"] if part != "[key]")
     path = (*place, *location, *context.get("at", ()))
-    keys = list(section_for(cls).model_fields)
     match error["type"]:
         case "accord":
             at_key = not location or error["loc"][-1] == "[key]"
             return Finding(path, context["message"], context["hint"], at_key=at_key)
         case "extra_forbidden":
             key = str(location[-1])
-            hint = nearest(key, [*keys, "use", "on_error"])
+            hint = nearest(key, [*section_for(cls).model_fields, "use", "on_error"])
             return Finding(path, f'"{key}" is not a key of plugin {cls.name}', hint, at_key=True)
         case "missing":
             return Finding(place, f"plugin {cls.name} needs {location[-1]}", "add it", at_key=True)

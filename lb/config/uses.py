@@ -27,13 +27,30 @@ from lb.config.section import Section, internal
 OWN: Final = "*"  # What our own keys begin with, which no file can write.
 
 
-class Use(Section):
+class Carrier(Section):
+    """A section that carries more than the file may write, under aliases that begin with `OWN`."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+        plain = handler(self)
+        how = (info.context or {}).get("secrets")
+        if how == "plain":
+            return plain
+        shown = {key: value for key, value in plain.items() if not key.startswith(OWN)}
+        self.hide(shown, marked=how == "marked")
+        return shown
+
+    def hide(self, shown: dict[str, Any], *, marked: bool) -> None:
+        """Change what is shown to others; `marked`: what differs is to stay different."""
+
+
+class Use(Carrier):
     """One use of a plugin; what else stands here is the plugin's own."""
 
     noun = "the use of a plugin"
-    model_config = ConfigDict(
-        extra="allow", frozen=True, hide_input_in_errors=True, serialize_by_alias=True
-    )
+    model_config = ConfigDict(extra="allow")
 
     use: Annotated[str, Name()] = Field(
         description="Which plugin: one of those that come with Accord, of a folder, or enabled.",
@@ -51,16 +68,10 @@ class Use(Section):
     def _name_alone(cls, value: object) -> object:
         return {"use": value} if isinstance(value, str) else value
 
-    @model_serializer(mode="wrap")
-    def _dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
-        plain = handler(self)
-        how = (info.context or {}).get("secrets")
-        if how == "plain":
-            return plain
-        shown = {key: value for key, value in plain.items() if not key.startswith(OWN)}
+    def hide(self, shown: dict[str, Any], *, marked: bool) -> None:
+        """Put stars over secrets."""
         for path in self.secrets:
-            _hide(shown, path.split("."), marked=how == "marked")
-        return shown
+            _hide(shown, path.split("."), marked=marked)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -68,13 +79,10 @@ class Use(Section):
         return dict(self.model_extra or {})
 
 
-class Plugins(Section):
+class Plugins(Carrier):
     """Where plugins come from, and those that every request passes."""
 
     noun = "[plugins]"
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, hide_input_in_errors=True, serialize_by_alias=True
-    )
 
     folders: Annotated[list[Annotated[str, Text()]], OrOne()] = Field(
         default=[],
@@ -94,16 +102,10 @@ class Plugins(Section):
     )
     code: dict[str, dict[str, str]] = internal({}, "*code")
 
-    @model_serializer(mode="wrap")
-    def _dump(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
-        plain = handler(self)
-        how = (info.context or {}).get("secrets")
-        if how == "plain":
-            return plain
-        shown = {key: value for key, value in plain.items() if not key.startswith(OWN)}
-        if how == "marked":  # So that what changed is told where only the code did.
+    def hide(self, shown: dict[str, Any], *, marked: bool) -> None:
+        """Show the code's digests to who compares: what changed is told where only the code did."""
+        if marked:
             shown["code"] = {name: each["digest"] for name, each in self.code.items()}
-        return shown
 
 
 def uses_in(
