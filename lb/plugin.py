@@ -37,7 +37,7 @@ from lb.balance import Balancer, Candidate
 from lb.errors import ClientError
 from lb.http1.head import cookie_value, field_values
 from lb.http1.headers import FRAMING, Headers, can_be_field
-from lb.http1.replies import Reply
+from lb.http1.replies import BODILESS, Reply
 from lb.plugin_kinds import (
     Duration,
     HeaderName,
@@ -168,6 +168,7 @@ class Request:
     resized = False  # One of them may change the body's length.
     new_body: bytes | None = None
     touched = False  # Something is to be done with it, besides its fields.
+    sampled = False  # Its calls are timed for the metrics.
     asked = -1  # The place of the last plugin that was asked.
     answering = 0  # The place of the plugin that looks at the response now.
 
@@ -399,9 +400,6 @@ class Response:
     def transform_body(self, transform: Transform) -> None:
         """Have its body changed as it passes; Content-Length goes."""
         self.transforms = (transform, *self.transforms)
-
-
-BODILESS: Final = frozenset({204, 304})
 
 
 @dataclass(frozen=True, slots=True)

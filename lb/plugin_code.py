@@ -25,6 +25,8 @@ from lb.plugin import API, HOOKS, REGISTERED, Count, Plugin, Table, waits
 
 PREFIX: Final = "_lbp_"
 SOURCE_BYTES_MAX: Final = 512 * 1024
+FAILURES: Final = (Exception, SystemExit, GeneratorExit)
+"""What a plugin may raise that is its own failure: anything at all, sys.exit() included."""
 
 
 class PluginError(OperatorError):
@@ -68,7 +70,7 @@ def load(stem: str, source: bytes, file: str) -> ModuleType:
         raise PluginError(
             f"not Python: {error.msg}", file=error.filename or file, line=error.lineno or 0
         ) from None
-    except (Exception, SystemExit) as error:  # Whatever it does is its own failure.
+    except FAILURES as error:
         raise PluginError(
             f"cannot be imported: {described(error)}", file=file, line=line_in(error, file)
         ) from None
@@ -153,7 +155,7 @@ def module_of(code: Mapping[str, str]) -> ModuleType:
         return load(code["stem"], code["source"].encode(), code["file"])
     try:
         return importlib.import_module(code["entry"].partition(":")[0])
-    except (Exception, SystemExit) as error:  # As in `load`.
+    except FAILURES as error:
         raise PluginError(
             f"{code['entry']} cannot be imported: {described(error)}", file=code["file"]
         ) from None
@@ -265,7 +267,7 @@ def guarded(call: Callable[[], None], what: str, file: str) -> None:
     """Call what a plugin's author wrote; PluginError if it raises."""
     try:
         call()
-    except (Exception, SystemExit) as error:  # As in `load`.
+    except FAILURES as error:
         raise PluginError(
             f"{what} failed: {described(error)}", file=file, line=line_in(error, file)
         ) from None

@@ -20,18 +20,17 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lb.config.plugin_settings import check
 from lb.errors import OperatorError
 from lb.http1.head import RequestHead, made_head, read_request_head, read_response_head
 from lb.http1.headers import Headers
 from lb.http1.peers import Peer, direct
-from lb.http1.replies import Reply, body_of
-from lb.plugin import BODILESS, Count, End, Plugin, Request, Response, Table, Transform
+from lb.http1.replies import BODILESS, Reply, body_of, has_body
+from lb.plugin import Count, End, Plugin, Request, Response, Table, Transform
 from lb.plugin_code import configure, load, plugin_in
 
-T = TypeVar("T")
 LINE_MAX = 64 * 1024
 FIELDS_MAX = 1000
 
@@ -308,18 +307,16 @@ def _response(
     reply: Reply | None, text: str, body: Any, backend: str, method: str
 ) -> tuple[Response, Any]:
     if reply is not None:
-        block = "".join(f"\r\n{name}: {value}" for name, value in reply.fields).encode("latin-1")
         data = body_of(reply)
-        has_body = method != "HEAD" and reply.status not in BODILESS
-        return Response(made_head(reply.status, block, len(data)), "", has_body), data
+        made = made_head(reply.status, reply.fields, len(data))
+        return Response(made, "", has_body(reply, method.encode())), data
     first, *fields = text.split("\n")
     lines = (f"HTTP/1.1 {first}", *fields, "")
     head = read_response_head("".join(f"{line}\r\n" for line in lines).encode("latin-1"), None)
     known = head.fields
     if known.length < 0 and isinstance(body, bytes) and not known.chunked:
         known.length = len(body)
-    has_body = method != "HEAD" and head.status not in BODILESS
-    return Response(head, backend, has_body), body
+    return Response(head, backend, method != "HEAD" and head.status not in BODILESS), body
 
 
 def _class_in(path: Path) -> type[Plugin[Any]]:

@@ -40,6 +40,16 @@ BROAD_EXCEPTS: dict[str, str] = {
     "lb/balance/guarded.py Guarded.follow": "a plugin's balancer that fails is followed by ours",
     "lb/balance/guarded.py Guarded.pick": "likewise",
     "lb/balance/guarded.py Guarded._tell": "likewise",
+    "lb/proxy/chain.py Chain.ask": "a hook that fails is counted, logged, and stood in for",
+    "lb/proxy/chain.py Chain.respond": "likewise",
+    "lb/proxy/chain.py Chain.finish": "likewise",
+    "lb/proxy/hooked.py Hooked.request_data": "a body's transform that fails cuts the message",
+    "lb/proxy/hooked.py Hooked._reworked": "likewise",
+    "lb/proxy/hooked.py Hooked._pass_on": "likewise",
+    "lb/proxy/hooked.py Hooked.response_continued": "likewise",
+    "lb/proxy/hooked.py Hooked.response_ended": "likewise",
+    "lb/proxy/live_plugins.py LiveContext._guard": "a plugin's task that fails is logged",
+    "lb/proxy/live_plugins.py LivePlugins._make": "one that cannot be made is replaced",
     "lb/control/probe.py _ask_plugin": "what a plugin's check raises is its answer",
     "lb/control/replica.py Replica._do": "a member that failed half way stops, and says so",
     "lb/control/admin_guard.py answer_errors": "a bug becomes a logged 500, never a dead admin",
@@ -439,7 +449,8 @@ def catches_all(handler: ast.ExceptHandler) -> bool:
     """Whether a handler takes any error at all and does not pass it on."""
     caught = re.findall(r"\w+", ast.unparse(handler.type)) if handler.type else ["Exception"]
     passes_on = any(isinstance(node, ast.Raise) for node in ast.walk(handler))
-    return not passes_on and bool({"Exception", "BaseException"} & set(caught))
+    # FAILURES is the same under another name: all that a plugin may raise.
+    return not passes_on and bool({"Exception", "BaseException", "FAILURES"} & set(caught))
 
 
 def polls(function: ast.AST) -> set[int]:

@@ -31,6 +31,8 @@ from lb.config.schema import Config
 from lb.edition import Assembly, Composer, Edition, Sources
 from lb.metrics import Meters, create_memory
 from lb.model import Health
+from lb.proxy.shared_table import SharedTables
+from lb.proxy.shared_table import create as create_tables
 from lb.proxy.switchboard import Switchboard
 from lb.registry import By, Changed, Entry, Registry, UpstreamEntry
 from lb.worker import GC_AFTER_OBJECTS
@@ -162,7 +164,12 @@ async def measure(balance: str, what: str, count: int) -> list[float]:
     """Return the turns of one change, in a worker of its own."""
     loop = asyncio.get_running_loop()
     memory = create_memory()
-    worker = Worker(Assembly(), Switchboard(loop, 0, 1, Meters(memory), random.Random(7)))
+    tables = create_tables(64)
+    switchboard = Switchboard(
+        loop, 0, 1, Meters(memory), random.Random(7), SharedTables(tables).table
+    )
+    os.close(tables)
+    worker = Worker(Assembly(), switchboard)
     os.close(memory)
     composer = Composer("bench", "lb-00000000")
     sources = sources_of(balance, count)

@@ -25,7 +25,7 @@ from yarl import URL
 from lb import __version__
 from lb.config.schema import Health
 from lb.model import HTTPS
-from lb.plugin_code import PluginError, described, module_of, registered_in
+from lb.plugin_code import FAILURES, PluginError, described, module_of, registered_in
 
 BODY_BYTES_MAX = 64 * 1024  # Of an answer, searched for `body`.
 REASON_MAX = 200
@@ -138,7 +138,7 @@ async def _ask_plugin(subject: Subject, code: Mapping[str, str]) -> Answer:
         await check(_probed_address(subject), subject.check.timeout)
     except PluginError as error:
         return Answer(False, f"plugin check {name}: {error.message}"[:REASON_MAX])
-    except (Exception, SystemExit) as error:  # Whatever it raises: that is how it says no.
+    except FAILURES as error:  # Whatever it raises: that is how it says no.
         return Answer(False, described(error)[:REASON_MAX])
     return Answer(True, f"{name} is content")
 

@@ -13,7 +13,7 @@ a connection may keep its last head and use that, or its fields, again for equal
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final
 
@@ -251,8 +251,9 @@ def altered(
     return RequestHead(head.octets, head.method, target, head.minor, fields)
 
 
-def made_head(status: int, lines: bytes, length: int) -> ResponseHead:
-    """Return the head of an answer of our own; `lines` are its fields, each led by CRLF."""
+def made_head(status: int, named: Iterable[tuple[str, str]], length: int) -> ResponseHead:
+    """Return the head of an answer of our own, with these fields."""
+    lines = "".join(f"\r\n{name}: {value}" for name, value in named).encode("latin-1")
     fields = ResponseFields(lines + b"\r\n")
     fields.kept, fields.length = lines, length
     return ResponseHead(b"", 1, status, b"", fields)

@@ -13,6 +13,7 @@ from typing import Final
 
 REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 RETRY_AFTER_S: Final = 1
+BODILESS: Final = frozenset({204, 304})  # RFC 9110 15.3.5, 15.4.5
 
 # RFC 9209 2.3, by the word that the access log uses for the same end.
 PROXY_ERRORS: Final = {
@@ -78,12 +79,17 @@ def render(reply: Reply, *, name: bytes, date: bytes, close: bool, method: bytes
         lines.append(b"Retry-After: %d" % RETRY_AFTER_S)
     if body and "content-type" not in given:
         lines.append(b"Content-Type: text/plain; charset=utf-8")
-    if reply.status not in (204, 304):
+    if reply.status not in BODILESS:
         lines.append(b"Content-Length: %d" % len(body))
     if close:
         lines.append(b"Connection: close")
     head = b"\r\n".join(lines) + b"\r\n\r\n"
-    return head if method == b"HEAD" or reply.status in (204, 304) else head + body
+    return head + body if has_body(reply, method) else head
+
+
+def has_body(reply: Reply, method: bytes) -> bool:
+    """Whether an answer goes with its body (RFC 9110 9.3.2, 15.3.5, 15.4.5)."""
+    return method != b"HEAD" and reply.status not in BODILESS
 
 
 def body_of(reply: Reply) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from lb.http1.replies import Reply
 from lb.metrics import BOUNDS, SUM, Meters
 from lb.plugin import End, Plugin, Request, RequestHook, Response, ResponseHook
-from lb.plugin_code import described, line_in
+from lb.plugin_code import FAILURES, described, line_in
 
 SLOW_S: Final = 0.005  # Of one call, in which nobody else is served.
 SLOW_AGAIN_S: Final = 10.0
@@ -27,8 +27,6 @@ SLOW_SAID_EVERY_S: Final = 10.0
 ERRORS_MAX: Final = 5  # Within ERRORS_WITHIN_S; then it is off.
 ERRORS_WITHIN_S: Final = 10.0
 OFF_S: Final = 30.0  # Then it is tried again.
-FAILURES: Final = (Exception, SystemExit, GeneratorExit)
-"""What a plugin may raise that is its own failure: anything at all, sys.exit() included."""
 
 Outcome = Reply | Awaitable[Reply | None] | None
 
@@ -111,7 +109,16 @@ class LivePlugin:
         """The answer where it ought to have been asked, and could not be."""
         return Reply(500, "plugin_error", f"plugin {self.name} failed")
 
-    def slow(self, hook: str, seconds: float, request_id: str) -> None:
+    def took(self, hook: str, seconds: float, req: Request) -> None:
+        """Look at how long a call took: it was slow, or is of the sample."""
+        if req.sampled and (base := self._seconds.get(hook)) is not None:
+            view = self._meters.view
+            view[base + bisect_left(BOUNDS, seconds)] += 1
+            view[base + SUM] += int(seconds * 1e6)
+        if seconds > SLOW_S:
+            self._say_slow(hook, seconds, req.request_id)
+
+    def _say_slow(self, hook: str, seconds: float, request_id: str) -> None:
         """Say that it keeps everybody waiting."""
         now = monotonic()
         again, self._slow_at = now - self._slow_at <= SLOW_AGAIN_S, now
@@ -122,12 +129,6 @@ class LivePlugin:
                 "plugin %s (%s) took %.1f ms in %s, request %s: nobody else was served meanwhile",
                 *(self.name, self.place, seconds * 1000, hook, request_id),
             )
-
-    def observe(self, hook: str, seconds: float) -> None:
-        """Count how long a call took."""
-        view, base = self._meters.view, self._seconds[hook]
-        view[base + bisect_left(BOUNDS, seconds)] += 1
-        view[base + SUM] += int(seconds * 1e6)
 
 
 class Chain:
@@ -178,14 +179,14 @@ class Chain:
         """
         Ask those that come after a place; None once all have been.
 
-        An awaitable is whoever stands at `req.asked` waiting: go on after it, see `settled`.
+        An awaitable is whoever stands at `req.asked` waiting: go on after that place.
         """
         asking = self._asking
         if after >= 0:
             asking = tuple(each for each in asking if each[2] > after)
-        sampling = self.sampling
-        if sampling:
+        if self.sampling:
             self.sampling = False
+            req.sampled = True
         before = monotonic()
         for hook, live, at in asking:
             try:
@@ -193,10 +194,8 @@ class Chain:
             except FAILURES as error:
                 outcome = live.failed("on_request", error, req.request_id)
             now = monotonic()
-            if now - before > SLOW_S:
-                live.slow("on_request", now - before, req.request_id)
-            if sampling:
-                live.observe("on_request", now - before)
+            if now - before > SLOW_S or req.sampled:
+                live.took("on_request", now - before, req)
             if outcome is not None:
                 req.asked = at
                 if outcome.__class__ is not Reply:
@@ -220,8 +219,8 @@ class Chain:
             except FAILURES as error:
                 outcome = live.failed("on_response", error, req.request_id)
             now = monotonic()
-            if now - before > SLOW_S:
-                live.slow("on_response", now - before, req.request_id)
+            if now - before > SLOW_S or req.sampled:
+                live.took("on_response", now - before, req)
             if outcome is not None and outcome.__class__ is not Reply:
                 outcome = live.checked("on_response", outcome, req.request_id)
             if outcome is not None:
@@ -240,8 +239,8 @@ class Chain:
             except FAILURES as error:
                 live.failed("on_finish", error, req.request_id)
             now = monotonic()
-            if now - before > SLOW_S:
-                live.slow("on_finish", now - before, req.request_id)
+            if now - before > SLOW_S or req.sampled:
+                live.took("on_finish", now - before, req)
             before = now
 
 

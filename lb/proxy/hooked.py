@@ -17,9 +17,10 @@ from typing import Final
 from lb.http1.framing import BodyReader, Octets
 from lb.http1.head import RequestHead, ResponseFields, ResponseHead, altered, made_head
 from lb.http1.peers import Peer
-from lb.http1.replies import REASONS, Reply, body_of
-from lb.plugin import BODILESS, End, Request, Response, Transform
-from lb.proxy.chain import FAILURES, Chain, LivePlugin, Outcome
+from lb.http1.replies import REASONS, Reply, body_of, has_body
+from lb.plugin import End, Request, Response, Transform
+from lb.plugin_code import FAILURES
+from lb.proxy.chain import Chain, LivePlugin, Outcome
 from lb.proxy.exchange import Exchange
 from lb.proxy.trying import Step
 from lb.retry import REPLAY_BYTES_MAX, Failure
@@ -192,10 +193,8 @@ class Hooked(Exchange):
             Exchange.answer(self, reply)
             return
         self._shown = True
-        block = "".join(f"\r\n{name}: {value}" for name, value in reply.fields).encode("latin-1")
-        has_body = reply.status not in BODILESS and self.method != b"HEAD"
-        head = made_head(reply.status, block, len(body_of(reply)))
-        res = Response(head, "", has_body)
+        head = made_head(reply.status, reply.fields, len(body_of(reply)))
+        res = Response(head, "", has_body(reply, self.method))
 
         def then(other: Reply | None) -> None:
             Exchange.answer(self, other or self._reworked(reply, res))

@@ -19,6 +19,7 @@ from lb.metrics import Meters
 from lb.model import Listener, Plans, PluginCode, PluginUse, Route
 from lb.plugin import Count, Plugin, Table
 from lb.plugin_code import (
+    FAILURES,
     PREFIX,
     PluginError,
     class_of,
@@ -29,13 +30,12 @@ from lb.plugin_code import (
     module_of,
     registered_in,
 )
-from lb.proxy.chain import ERRORS_MAX, ERRORS_WITHIN_S, FAILURES, OFF_S, Chain, LivePlugin
+from lb.proxy.chain import ERRORS_MAX, ERRORS_WITHIN_S, OFF_S, Chain, LivePlugin
 from lb.proxy.plan import Slots
 
 EVENTS_MAX: Final = 100  # That one plugin counts.
 TASKS_MAX: Final = 1000  # That one plugin has under way beside its hooks.
 PERIOD_MIN: Final = 0.05
-OWN_PLACES_MAX: Final = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -139,28 +139,6 @@ class LiveContext:
             call()
         except FAILURES as error:
             self.log.error("plugin %s failed in %s: %s", self._name, what, described(error))
-
-
-class OwnTable:
-    """Numbers of this worker alone, while there is no memory that it shares with others."""
-
-    def __init__(self) -> None:
-        self._values: dict[bytes, float] = {}
-
-    def get(self, key: bytes) -> float:
-        """Return the number."""
-        return self._values.get(key, 0.0)
-
-    def put(self, key: bytes, value: float) -> None:
-        """Keep it; the oldest makes room."""
-        if len(self._values) >= OWN_PLACES_MAX and key not in self._values:
-            del self._values[next(iter(self._values))]
-        self._values[key] = value
-
-
-def own_table(name: str) -> Table:
-    """Return a table that nobody shares."""
-    return OwnTable()
 
 
 class LivePlugins:

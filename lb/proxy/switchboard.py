@@ -30,7 +30,7 @@ from lb.proxy.descriptors import Descriptors
 from lb.proxy.door import Door
 from lb.proxy.exchange import Exchange
 from lb.proxy.hooked import Hooked
-from lb.proxy.live_plugins import LivePlugins, own_table
+from lb.proxy.live_plugins import LivePlugins
 from lb.proxy.load import Load
 from lb.proxy.outliers import Outliers
 from lb.proxy.plan import Plan, WorkerState
@@ -66,7 +66,7 @@ class Switchboard:
         workers: int,
         meters: Meters,
         rng: random.Random,
-        table: Callable[[str], Table] = own_table,
+        table: Callable[[str], Table],
     ) -> None:
         self.worker = WorkerState(loop, meters, rng, worker)
         self.workers = workers

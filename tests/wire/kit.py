@@ -19,6 +19,8 @@ import uvloop
 from lb.metrics import Meters, Reading, create_memory
 from lb.model import AccessLog, Endpoint, Health, Listener, Plans, Route, Upstream
 from lb.proxy.listener import Listeners
+from lb.proxy.shared_table import SharedTables
+from lb.proxy.shared_table import create as create_tables
 from lb.proxy.switchboard import Switchboard
 from lb.proxy.upstream import LiveEndpoint
 
@@ -128,7 +130,11 @@ class Proxy:
 
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
-        self.switchboard = Switchboard(loop, 0, 1, Meters(self._memory), self._rng)
+        tables = create_tables(64)
+        self.switchboard = Switchboard(
+            loop, 0, 1, Meters(self._memory), self._rng, SharedTables(tables).table
+        )
+        os.close(tables)
         self.listeners = Listeners(loop, self.switchboard)
         self._ticks = 0
         self.switchboard.worker.deadlines.every_tick(self._count_tick)

@@ -500,6 +500,29 @@ def test_enough_failures_switch_it_off_for_a_while(monkeypatch: pytest.MonkeyPat
         assert reading.total("lb_plugin_errors_total", plugin="one") == 5
 
 
+def test_all_hooks_of_a_sample_are_timed_one_that_is_off_included() -> None:
+    hooks = """
+    def on_response(self, req, res):
+        raise ValueError("never")
+    def on_finish(self, req, end):
+        return None
+    """
+
+    def timed(proxy: Any, hook: str) -> float:
+        found = proxy.reading.refresh()._sums.get("lb_plugin_seconds", {})
+        return sum(sum(values[:-1]) for labels, values in found.items() if ("hook", hook) in labels)
+
+    with Origin(answering(response())) as origin, hooked([origin], {"one": hooks}) as proxy:
+        for _ in range(5):
+            proxy.await_ticks(1)
+            assert proxy.talk(CLOSE)[9:12] == b"500"
+        assert timed(proxy, "on_response") >= 1
+        assert timed(proxy, "on_finish") >= 1
+        for _ in range(3):  # Off: nobody asks it, and what answers for it has no series.
+            proxy.await_ticks(1)
+            assert proxy.talk(CLOSE)[9:12] == b"500"
+
+
 # --- Editions ---------------------------------------------------------------------------------
 
 
