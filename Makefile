@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 APT := apt-get install -y --no-install-recommends
 # What the tests of the whole daemon, the comparison and the load run stand beside, as Debian names it.
 TEST_PACKAGES := nginx-light haproxy wrk curl chromium openssl slowhttptest strace faketime
+# Of one test of those that go on for as long as they are told.
+TIMEOUT := 7200
 BENCH_PACKAGES := nginx-light haproxy caddy wrk openssl
 
 .DEFAULT_GOAL := help
@@ -34,13 +36,13 @@ mutants: $(VENV)/.installed-dev ## Plant bugs in the consensus core; the simulat
 soak: $(VENV)/.installed-dev test-packages ## An instance under load and faults, a group under fire, reloads, long tests: SECONDS=600, SEED=7
 	PYTHONPATH=tests $(BIN)/python -m soak --seconds $(or $(SECONDS),600) --seed $(or $(SEED),7)
 	-PYTHONPATH=tests $(BIN)/python -m soak.reloads  # A figure, and no reason to stop here.
-	$(BIN)/python -m pytest -m long
-	CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest -s tests/chaos
-	RELOADS=1000 $(BIN)/python -m pytest tests/journeys/test_faults_processes.py -k many_reloads
+	$(BIN)/python -m pytest --timeout $(TIMEOUT) -m long
+	CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest --timeout $(TIMEOUT) -s tests/chaos
+	RELOADS=1000 $(BIN)/python -m pytest --timeout $(TIMEOUT) tests/journeys/test_faults_processes.py -k many_reloads
 
 soak-deep: $(VENV)/.installed-dev ## The simulator with all mutants, the wire's fuzzers: SECONDS=600 each
-	SIMULATOR_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest tests/simulator
-	WIRE_SECONDS=$(or $(SECONDS),100) WIRE_SEED=$(or $(SEED),7) $(BIN)/python -m pytest tests/wire/test_fuzz.py tests/wire/test_fuzz_nginx.py
+	SIMULATOR_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest --timeout $(TIMEOUT) tests/simulator
+	WIRE_SECONDS=$(or $(SECONDS),100) WIRE_SEED=$(or $(SEED),7) $(BIN)/python -m pytest --timeout $(TIMEOUT) tests/wire/test_fuzz.py tests/wire/test_fuzz_nginx.py
 
 lint: $(VENV)/.installed-dev ## Check style, format and spelling
 	$(BIN)/ruff check

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +25,7 @@ AREAS = {
     "test_package.py": "house and docs",
 }
 UNITS = "unit and properties"
+LEFT_SECONDS = 10.0
 
 
 def area_of(path: Path) -> str:
@@ -54,3 +59,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         share = seconds[area] / total
         bad = f", {failed[area]} failed" if failed[area] else ""
         terminalreporter.line(f"{area:20} {count:5} tests {seconds[area]:7.1f} s {share:5.0%}{bad}")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the run although a failed test left a thread behind, for which Python would wait."""
+    deadline = time.monotonic() + LEFT_SECONDS
+    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
+    waited_for = [each for each in others if not each.daemon]
+    for thread in waited_for:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [each.name for each in waited_for if each.is_alive()]
+    if left:
+        print(f"threads that tests left behind: {', '.join(left)}", file=sys.stderr, flush=True)
+        os._exit(1)

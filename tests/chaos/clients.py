@@ -113,7 +113,7 @@ class Client(threading.Thread):
     def __init__(
         self, number: int, desks: Sequence[Desk], notes: Notes, *, consistent: bool = True
     ) -> None:
-        super().__init__(name=f"client {number}")
+        super().__init__(name=f"client {number}", daemon=True)
         self._number = number
         self._desks = desks
         self._notes = notes
@@ -220,7 +220,7 @@ class Watcher(threading.Thread):
     """Follows the group's events, now on one instance and now on another, from where it was."""
 
     def __init__(self, number: int, desks: Sequence[Desk], start: int) -> None:
-        super().__init__(name=f"watcher {number}")
+        super().__init__(name=f"watcher {number}", daemon=True)
         self.watched = Watched(f"watcher {number}", start)
         self.resumed: Counter[str] = Counter()
         self.surprises: list[str] = []

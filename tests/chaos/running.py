@@ -82,6 +82,13 @@ class Crowd:
         for thread in (*self._watchers, *self._clients):
             thread.start()
 
+    def stop(self) -> None:
+        """Have all of them end, whatever came of it: no client waits for an answer any more."""
+        self.notes.calm.clear()
+        self.notes.stopping.set()
+        for watcher in self._watchers:
+            watcher.finish()
+
     def finish(self) -> list[str]:
         """When nothing goes wrong any more: have all calls end, and say what was wrong."""
         self.notes.calm.set()
@@ -108,7 +115,7 @@ class Lookout(threading.Thread):
     """Asks all instances who leads, all the time."""
 
     def __init__(self, group: Group) -> None:
-        super().__init__(name="lookout")
+        super().__init__(name="lookout", daemon=True)
         self.leaders: dict[int, str] = {}
         self.wrong: list[str] = []
         self._group = group
@@ -161,8 +168,7 @@ def run(folder: Path, seed: int, goal: Goal) -> Outcome:
             wrong = crowd.finish()
         finally:
             lookout.finish()
-            crowd.notes.calm.set()
-            crowd.notes.stopping.set()
+            crowd.stop()
         wrong += lookout.wrong
         wrong += [f"{each.name} says: {line}" for each in group for line in alarms(each.log())]
         seconds = time.monotonic() - started
