@@ -21,4 +21,9 @@ def build_of(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-BUILD = build_of(Path(__file__).parent)
+def build_on_disk() -> str:
+    """Digest the package as it lies on disk now, which may be another than runs."""
+    return build_of(Path(__file__).parent)
+
+
+BUILD = build_on_disk()

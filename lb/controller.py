@@ -23,7 +23,6 @@ import orjson
 from lb import child, daemonlog, link
 from lb.child import Post
 from lb.config.load import Loaded
-from lb.config.parse import parse_in_child
 from lb.config.schema import Config
 from lb.control import certificates
 from lb.control.admin import AdminServer, ProbeServer
@@ -42,6 +41,7 @@ from lb.control.in_force import PART, InForce
 from lb.control.kept import kept_edition, via_of
 from lb.control.names import NameServers
 from lb.control.outliers import Outliers
+from lb.control.parser import Parser
 from lb.control.peers import Claim, Plain
 from lb.control.probe import Asker
 from lb.control.prober import Prober, subjects_of
@@ -77,6 +77,7 @@ class Controller:
 
     def __init__(self, config_path: str) -> None:
         self._path = config_path
+        self._parser = Parser(config_path)
         self._asked = False  # For readiness, since the last beat.
         self._stopping = False
         self._begun = False
@@ -86,7 +87,7 @@ class Controller:
         self._linked: dict[int, Stream] = {}
         self._early: list[tuple[Message, list[int]]] = []  # Links and reloads before we can.
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._closers: list[Callable[[], Awaitable[None]]] = []  # In the order of opening.
+        self._closers: list[Callable[[], Awaitable[None]]] = [self._parser.close]  # As opened.
         self._lock: DataDirLock | None = None
 
     async def main(self, fd: int) -> bool:
@@ -121,6 +122,7 @@ class Controller:
         said = ("pid", "started", "stopping")
         self._pid, self._started, self._stopping = (welcome[word] for word in said)
         self._supervising.take_welcome(welcome)
+        await self._parser.start()
         if welcome["ended"]:
             log.warning("the controller before this one %s", welcome["ended"])
         kept = kept_edition(fds)
@@ -169,7 +171,7 @@ class Controller:
         if kept is not None and PART in kept.parts:
             in_force = InForce.from_part(kept.parts[PART])
         else:
-            loaded = await parse_in_child(self._path)
+            loaded = await self._parser.parse()
             in_force = InForce(loaded, 1, self._path, wall_time())
             for warning in loaded.warnings:
                 log.warning("%s", warning)
@@ -213,7 +215,7 @@ class Controller:
             self._control_parts,
             kept,
         )
-        self._watcher = Watcher(functools.partial(parse_in_child, self._path), self._disk_changed)
+        self._watcher = Watcher(self._parser.parse, self._disk_changed)
         self._group.subscribe(self._registry_changed)
         self._group.subscribe_applied(write_down)
         self._closers += [asker.close, self._prober.close, self._resolver.close]
@@ -234,7 +236,7 @@ class Controller:
 
     async def _parse_and_prepare(self) -> Loaded:
         """Read the file, and the certificates that it names."""
-        loaded = await parse_in_child(self._path)
+        loaded = await self._parser.parse()
         await self._certificates.prepare(loaded.config)
         return loaded
 

@@ -50,6 +50,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "lb/proxy/hooked.py Hooked.response_ended": "likewise",
     "lb/proxy/live_plugins.py LiveContext._guard": "a plugin's task that fails is logged",
     "lb/proxy/live_plugins.py LivePlugins._make": "one that cannot be made is replaced",
+    "lb/config/parse.py _answer_and_end": "a fork that fails says why, and ends",
     "lb/control/probe.py _ask_plugin": "what a plugin's check raises is its answer",
     "lb/control/replica.py Replica._do": "a member that failed half way stops, and says so",
     "lb/control/admin_guard.py answer_errors": "a bug becomes a logged 500, never a dead admin",

@@ -1,70 +1,76 @@
 """
-Parsing in a child process: `python -m lb.config.parse FILE` prints one JSON object.
+The parser of configurations, a process of its own: `python -m lb.config.parse`.
 
-A megabyte of TOML takes its time. The controller has leases, probes and a group to attend to
-meanwhile, so it starts this, reads the result and does not wait in between.
+It is told of a file by a line on stdin, JSON, and answers on stdout with a line that says how
+many bytes come, and so many of JSON. A megabyte of TOML takes its time, and plugins' code may do
+anything, so each file is read by a fork that ends with it; what all of them need has been
+imported before, which is most of the work.
 """
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import json
 import os
+import resource
+import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from contextlib import suppress
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
-from lb.build import BUILD
+from lb.build import build_on_disk
 from lb.config.load import ConfigErrors, Loaded, load
 from lb.config.schema import Config
 from lb.config.secrets import REVEALED
-from lb.errors import OperatorError, OurError
 
 PARSE_SECONDS_MAX = 30.0
-# A reload may take a moment longer where workers need the CPU for those they serve. Measured on
-# two cores, by turns, the median of what was asked during a reload: 2.1 ms as it is, 1.4 with 5,
-# 1.2 with 10. Its p99 shows nothing that neighbours do not hide. On a machine that is full a
-# reload takes 3.6 s, 4.4 and 6.7.
-NICER = 5
 PATIENCE = 10.0  # Seconds for a certificate and a key to match that are being replaced.
 OUTPUT_BYTES_MAX = 64 * 1024 * 1024  # 1 MiB of plain addresses becomes some 20 MiB.
-STDERR_BYTES_MAX = 64 * 1024
+SAID_BYTES_MAX = 64 * 1024
+STDOUT, STDERR = 1, 2
 
 
-async def parse_in_child(path: str) -> Loaded:
-    """Load a configuration without stopping this process. Raises what `load` raises."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "lb.config.parse", path), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
-    )
-    with suppress(ProcessLookupError):  # Done already.
-        os.setpriority(os.PRIO_PROCESS, child.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICER)
+def main() -> int:
+    """Answer until stdin ends."""
+    gc.freeze()  # Forks share these pages for as long as no collection writes to them.
+    while line := sys.stdin.buffer.readline():
+        answer = answer_of(json.loads(line))
+        sys.stdout.buffer.write(b"%d\n%s" % (len(answer), answer))
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def answer_of(path: str) -> bytes:
+    """Have a fork read the file; return its answer, or which last words it died with."""
+    with (
+        open(os.memfd_create("answer"), "w+b") as answer,
+        open(os.memfd_create("said"), "w+b") as said,
+    ):
+        child = os.fork()
+        if child == 0:
+            _answer_and_end(path, answer.fileno(), said.fileno())
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            answer.seek(0)
+            return answer.read(OUTPUT_BYTES_MAX)
+        said.seek(0)
+        words = said.read(SAID_BYTES_MAX).decode(errors="replace").strip()
+    return json.dumps({"build": build_on_disk(), "died": words or ended_by(status)}).encode()
+
+
+def ended_by(status: int) -> str:
+    """Say in words with which wait status a process ended."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def parsed(path: str) -> dict[str, Any]:
+    """Return a `Loaded`, or the errors, as JSON has it, and what program would read it anew."""
+    build = {"build": build_on_disk()}
     try:
-        async with asyncio.timeout(PARSE_SECONDS_MAX):
-            out, err = await _outcome(child)
-    except TimeoutError:
-        raise OperatorError(
-            f"{path} was not parsed within {PARSE_SECONDS_MAX:.0f} s", "make it simpler"
-        ) from None
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    return _loaded(out, err.decode(errors="replace").strip())
-
-
-def main(arguments: list[str]) -> int:
-    """Print a `Loaded`, or the errors, as JSON; the exit status is that of `lb check`."""
-    (path,) = arguments
-    plain: dict[str, Any]
-    try:
-        loaded = load(path, os.environ, PATIENCE)
+        return build | loaded_to_plain(load(path, os.environ, PATIENCE))
     except ConfigErrors as errors:
-        plain, status = errors.as_plain(), errors.exit_status
-    else:
-        plain, status = loaded_to_plain(loaded), 0
-    json.dump({"build": BUILD, **plain}, sys.stdout)
-    return status
+        return build | errors.as_plain()
 
 
 def loaded_to_plain(loaded: Loaded) -> dict[str, Any]:
@@ -87,39 +93,24 @@ def loaded_from_plain(plain: dict[str, Any]) -> Loaded:
     )
 
 
-async def _outcome(child: Process) -> tuple[bytes, bytes]:
-    assert child.stdout is not None
-    assert child.stderr is not None
-    out, err = await asyncio.gather(
-        _read(child.stdout, OUTPUT_BYTES_MAX), _read(child.stderr, STDERR_BYTES_MAX)
-    )
-    await child.wait()
-    return out, err
-
-
-async def _read(stream: asyncio.StreamReader, maximum: int) -> bytes:
-    """Read to the end; past the bound read on, so that the child can end, and keep nothing."""
-    kept = bytearray()
-    while piece := await stream.read(1 << 16):
-        kept += piece[: maximum - len(kept)]
-    return bytes(kept)
-
-
-def _loaded(out: bytes, err: str) -> Loaded:
+def _answer_and_end(path: str, answer: int, said: int) -> NoReturn:
+    """Be the fork: nobody waits for it for longer, and what plugins print is not the answer."""
+    status = 1
     try:
-        plain = json.loads(out)
-    except ValueError:
-        raise OurError(
-            f"the parser of the configuration died: {err[-500:] or 'silently'}"
-        ) from None
-    if plain["build"] != BUILD:
-        raise OperatorError(
-            "the lb on disk is not the one that runs", "run the new one with `lb upgrade`"
-        )
-    if "errors" in plain:
-        raise ConfigErrors.from_plain(plain)
-    return loaded_from_plain(plain)
+        signal.alarm(int(PARSE_SECONDS_MAX) + 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES_MAX, OUTPUT_BYTES_MAX))
+        os.dup2(said, STDOUT)
+        os.dup2(said, STDERR)
+        plain = json.dumps(parsed(path)).encode()
+        with open(answer, "wb", closefd=False) as file:
+            file.write(plain)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

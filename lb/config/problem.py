@@ -67,7 +67,7 @@ class ConfigErrors(OperatorError):  # noqa: N818 - it is all of them, not one
         return first + (f" (and {more} more: see lb check)" if more else "")
 
     def as_plain(self) -> dict[str, Any]:
-        """For JSON: what the parse child prints and `POST /v1/config/reload` answers with."""
+        """For JSON: what the parser process answers and `POST /v1/config/reload` answers with."""
         return {
             "errors": [asdict(problem) for problem in self.problems],
             "count": self.count,

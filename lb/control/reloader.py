@@ -1,7 +1,7 @@
 """
 A new file: parsed, judged, made ready for, adopted; or refused, and then nothing has changed.
 
-In this order: parsed in a child process, compared, sockets bound, names looked up, an edition
+In this order: parsed in the parser's process, compared, sockets bound, names looked up, an edition
 rehearsed. Up to here any failure undoes everything. Then the config is in force, what the file
 says of backends is proposed to the registry, which may refuse it for one upstream or another,
 and the edition goes to the workers. A worker that does not take it up in time is replaced.

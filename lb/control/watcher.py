@@ -3,7 +3,7 @@ Looks whether the files of the configuration still say what is in force.
 
 A stat of each file every second, since every way of replacing one shows in it: writing in
 place, an editor's rename, a ConfigMap's swapped symlink. What has changed is judged once it
-has stopped changing, in the parser's child process. Files that were rewritten with the same
+has stopped changing, in the parser's process. Files that were rewritten with the same
 contents are no change.
 
 Not here: a new file that an `include` would take in now. The folder of each file is looked

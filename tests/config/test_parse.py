@@ -1,113 +1,107 @@
-"""The parse child: the same result as `load`, in another process."""
+"""The parser process: the same result as `load`, from a fork of another process."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from config.kit import SMALLEST, Folder
 from lb.build import BUILD
-from lb.config import parse
-from lb.config.load import ConfigErrors, load
-from lb.config.parse import parse_in_child
-from lb.errors import OperatorError, OurError
 
 ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = """
+from lb.plugin import Plugin
+{what}
+class Greeter(Plugin):
+    name = "greeter"
+"""
+USES_IT = SMALLEST + "[plugins]\nfolders = 'plugins'\nuse = 'greeter'\n"
+
+Ask = Callable[[str], dict[str, Any]]
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+@pytest.fixture
+def ask() -> Iterator[Ask]:
+    """Ask one and the same process of one file after another."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "lb.config.parse"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        to, back = process.stdin, process.stdout
+        assert to is not None
+        assert back is not None
+
+        def asked(path: str) -> dict[str, Any]:
+            to.write(json.dumps(path).encode() + b"\n")
+            to.flush()
+            return dict(json.loads(back.read(int(back.readline()))))
+
+        yield asked
+        to.close()
+        assert process.wait(10) == 0
 
 
-def test_the_result_is_that_of_load(folder: Folder) -> None:
-    folder.write(SMALLEST + "[upstream.b]\nhealth = { path = '/h', interval = '250ms' }\n")
-
-    loaded = asyncio.run(parse_in_child("lb.toml"))
-
-    assert loaded == load("lb.toml", os.environ)
-
-
-def test_errors_come_back_whole(folder: Folder) -> None:
-    folder.write("x = 1\n" * 1 + "[listener.a]\n" + "".join(f"k{n} = 1\n" for n in range(200)))
-    with pytest.raises(ConfigErrors) as there:
-        load("lb.toml", {})
-    with pytest.raises(ConfigErrors) as here:
-        asyncio.run(parse_in_child("lb.toml"))
-
-    assert here.value.problems == there.value.problems
-    assert here.value.count == there.value.count
-    assert str(here.value) == str(there.value)
-
-
-def test_what_the_child_prints(folder: Folder) -> None:
-    folder.write("[upstream.a]\nx = 1\n")
-    command = [sys.executable, "-m", "lb.config.parse", "lb.toml"]
-
-    bad = subprocess.run(command, capture_output=True, check=False)
+def test_good_and_bad_files_one_after_another(folder: Folder, ask: Ask) -> None:
     folder.write(SMALLEST)
-    good = subprocess.run(command, capture_output=True, check=False)
+    folder.write("[upstream.a]\nx = 1\n", "bad.toml")
 
-    assert (bad.returncode, good.returncode) == (3, 0)
-    assert json.loads(bad.stdout)["errors"][0]["line"] == 2
-    assert json.loads(good.stdout)["build"] == BUILD
-    assert json.loads(good.stdout)["config"]["upstream"]["app"]["panic"] == "30%"
+    good, bad, again = ask("lb.toml"), ask("bad.toml"), ask("lb.toml")
 
-
-def test_a_child_that_dies(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.write(SMALLEST)
-    folder.write("raise SystemExit('no lb here')", "lb/__init__.py")
-    monkeypatch.setenv("PYTHONPATH", str(folder.path))
-
-    with pytest.raises(OurError, match="no lb here"):
-        asyncio.run(parse_in_child("lb.toml"))
+    assert good == again
+    assert good["build"] == bad["build"] == BUILD
+    assert good["config"]["upstream"]["app"]["panic"] == "30%"
+    assert bad["errors"][0]["line"] == 2
 
 
-def test_a_child_of_another_build(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.write(SMALLEST)
-    monkeypatch.setattr(parse, "BUILD", "another")
-
-    with pytest.raises(OperatorError, match="not the one that runs"):
-        asyncio.run(parse_in_child("lb.toml"))
+def test_a_path_may_have_any_name(folder: Folder, ask: Ask) -> None:
+    folder.write(SMALLEST, "a\nb ü.toml")
+    assert ask("a\nb ü.toml")["files"] == [str(folder.path / "a\nb ü.toml")]
 
 
-def test_a_child_that_does_not_end(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.write("import signal; signal.pause()", "lb/__init__.py")
-    monkeypatch.setenv("PYTHONPATH", str(folder.path))
-    monkeypatch.setattr(parse, "PARSE_SECONDS_MAX", 0.2)
+@pytest.mark.parametrize(
+    ("what", "died"),
+    [
+        ("import os; print('oops', flush=True); os._exit(3)", "oops"),
+        ("import os; os._exit(3)", "exit status 3"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL"),
+    ],
+)
+def test_code_that_ends_its_reader_ends_nothing_else(
+    folder: Folder, ask: Ask, what: str, died: str
+) -> None:
+    write_plugin(folder, what)
+    folder.write(USES_IT)
+    folder.write(SMALLEST, "other.toml")
 
-    with pytest.raises(OperatorError, match="not parsed within"):
-        asyncio.run(parse_in_child("lb.toml"))
-
-
-def test_the_child_lets_workers_go_first(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    nicer = os.getpriority(os.PRIO_PROCESS, 0) + parse.NICER
-    folder.write(
-        f"import os, sys\nwhile os.getpriority(os.PRIO_PROCESS, 0) < {min(nicer, 19)}: pass\n"
-        "sys.exit('it has lower priority')",
-        "lb/__init__.py",
-    )
-    monkeypatch.setenv("PYTHONPATH", str(folder.path))
-    monkeypatch.setattr(parse, "PARSE_SECONDS_MAX", 5.0)
-
-    with pytest.raises(OurError, match="it has lower priority"):
-        asyncio.run(parse_in_child("lb.toml"))
+    assert ask("lb.toml") == {"build": BUILD, "died": died}
+    assert "config" in ask("other.toml")
 
 
-def test_the_loop_turns_meanwhile(folder: Folder) -> None:
-    folder.write("import signal; signal.pause()", "lb/__init__.py")
+def test_what_code_prints_is_no_answer(folder: Folder, ask: Ask) -> None:
+    write_plugin(folder, "print('hello')")
+    folder.write(USES_IT)
+    assert "config" in ask("lb.toml")
 
-    async def race() -> None:
-        task = asyncio.ensure_future(parse_in_child("lb.toml"))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
 
-    asyncio.run(race())
+def test_code_is_read_anew_each_time(folder: Folder, ask: Ask) -> None:
+    folder.write(USES_IT)
+    write_plugin(folder, "import sys; sys.left_behind = 1")
+    assert "config" in ask("lb.toml")
+    write_plugin(folder, "import sys; assert not hasattr(sys, 'left_behind')")
+    assert "config" in ask("lb.toml")
+    write_plugin(folder, "assert False, 'changed'")
+    assert "changed" in ask("lb.toml")["text"]
+
+
+def write_plugin(folder: Folder, what: str) -> None:
+    (folder.path / "plugins").mkdir(exist_ok=True)
+    folder.write(PLUGIN.format(what=what), "plugins/greeter.py")

@@ -14,11 +14,11 @@ import pytest
 from file_store import FileStore
 
 from lb.config.load import ConfigErrors, Loaded, load
-from lb.config.parse import parse_in_child
 from lb.control import reloader as reloaders
 from lb.control.file_memory import FileMemory
 from lb.control.in_force import InForce
 from lb.control.names import Found, NoSuchNameError
+from lb.control.parser import Parser
 from lb.control.publisher import Publisher
 from lb.control.reloader import RELOADS_MAX, Hands, Reloader, keep_restart_keys
 from lb.control.resolver import Resolver
@@ -484,12 +484,14 @@ def test_sync_makes_the_registry_follow_the_file(tmp_path: Path) -> None:
 def test_the_file_is_parsed_in_a_child(tmp_path: Path) -> None:
     async def play() -> None:
         async with house_of(tmp_path) as house:
-            house.parse = lambda: parse_in_child(str(house.path))  # type: ignore[method-assign]
+            parser = Parser(str(house.path))
+            house.parse = parser.parse  # type: ignore[method-assign]
             await house.end()
             house.store = FileStore.open(house.data_dir)
             await house.begin()
             house.write(FILE.replace("10.0.0.2", "10.0.0.3"))
             await house.reloader.reload(BY)
             assert set(backends(house)) == {"10.0.0.1:80", "10.0.0.3:80"}
+            await parser.close()
 
     run(play)
