@@ -45,7 +45,7 @@ BROAD_EXCEPTS: dict[str, str] = {
     "lb/proxy/chain.py Chain.finish": "likewise",
     "lb/proxy/hooked.py Hooked.request_data": "a body's transform that fails cuts the message",
     "lb/proxy/hooked.py Hooked._reworked": "likewise",
-    "lb/proxy/hooked.py Hooked._pass_on": "likewise",
+    "lb/proxy/hooked.py Hooked._passed_on": "likewise",
     "lb/proxy/hooked.py Hooked.response_continued": "likewise",
     "lb/proxy/hooked.py Hooked.response_ended": "likewise",
     "lb/proxy/live_plugins.py LiveContext._guard": "a plugin's task that fails is logged",

@@ -27,7 +27,7 @@ from lb.model import Endpoint, Upstream
 from lb.plugin import Plugin, Request, Response
 from lb.proxy.chain import Chain, LivePlugin
 from lb.proxy.exchange import Exchange
-from lb.proxy.hooked import Hooked
+from lb.proxy.hooked import open_hooked
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.upstream import LiveUpstream
 from lb.testing import Bench
@@ -80,8 +80,8 @@ class Doll:
     begin = put = write = write_all = finished = configure = close = _nothing
 
 
-def exchanges(kind: type[Exchange], plugins: tuple[type[Plugin[Any]], ...]) -> Any:
-    """Return what carries one exchange of a kind from start to end."""
+def exchanges(*plugins: type[Plugin[Any]]) -> Any:
+    """Return what carries one exchange from start to end, past these plugins."""
     loop = asyncio.new_event_loop()
     memory = create_memory()
     meters = Meters(memory)
@@ -103,11 +103,11 @@ def exchanges(kind: type[Exchange], plugins: tuple[type[Plugin[Any]], ...]) -> A
 
     def carry() -> None:
         now = monotonic()
-        exchange = kind(worker, plan, upstream, doll, peer, head, now)
-        if isinstance(exchange, Hooked):
-            exchange.open(b"", None)
-        else:
+        exchange = Exchange(worker, plan, upstream, doll, peer, head, now)
+        if plan.chain is None:
             exchange.start(b"")
+        else:
+            open_hooked(exchange, plan.chain, b"")
         exchange.response_started(answer, None, b"", now)
         exchange.response_ended(now, reusable=True)
 
@@ -129,12 +129,12 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=2.0)
     seconds = parser.parse_args().seconds
-    plain = exchanges(Exchange, ())
+    plain = exchanges()
     ways = {
-        "one on_request": exchanges(Hooked, (Asks,)),
-        "two on_request": exchanges(Hooked, (Asks, Asks)),
-        "on_request and on_response": exchanges(Hooked, (Asks, Shows)),
-        "two of each": exchanges(Hooked, (Asks, Asks, Shows, Shows)),
+        "one on_request": exchanges(Asks),
+        "two on_request": exchanges(Asks, Asks),
+        "on_request and on_response": exchanges(Asks, Shows),
+        "two of each": exchanges(Asks, Asks, Shows, Shows),
     }
     bare = []
     more: dict[str, list[float]] = {name: [] for name in ways}

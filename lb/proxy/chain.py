@@ -143,6 +143,7 @@ class Chain:
         "responds",
         "running",
         "sampling",
+        "tells",
     )
 
     def __init__(self, lives: Sequence[LivePlugin]) -> None:
@@ -173,7 +174,8 @@ class Chain:
         self._responding = tuple(reversed(responding))
         self._finishing = tuple(reversed(finishing))
         self.responds = bool(responding)  # Whether anybody looks at responses,
-        self.finishes = bool(finishing)  # or wants to know of the end.
+        self.finishes = bool(finishing)  # or wants to know of the end,
+        self.tells = self.responds or self.finishes  # or one of the two.
 
     def ask(self, req: Request, after: int = -1) -> Outcome:
         """
@@ -184,7 +186,7 @@ class Chain:
         asking = self._asking
         if after >= 0:
             asking = tuple(each for each in asking if each[2] > after)
-        if self.sampling:
+        if sampled := self.sampling:
             self.sampling = False
             req.sampled = True
         before = monotonic()
@@ -194,7 +196,7 @@ class Chain:
             except FAILURES as error:
                 outcome = live.failed("on_request", error, req.request_id)
             now = monotonic()
-            if now - before > SLOW_S or req.sampled:
+            if now - before > SLOW_S or sampled:
                 live.took("on_request", now - before, req)
             if outcome is not None:
                 req.asked = at

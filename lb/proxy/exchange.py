@@ -88,15 +88,18 @@ class Exchange(Trying):
             self._refuse_body(limit)
             return
         endpoint = first
-        if upstream.trials and endpoint is None and not self.barred:
+        barred = () if self.hooks is None else self.hooks.barred
+        if upstream.trials and endpoint is None and not barred:
             safe = self._whole and self.method in IDEMPOTENT
             endpoint = upstream.pick_trial(self._started, safe=safe)
         if endpoint is None:
-            endpoint = upstream.pick(self.barred, key, self._started)
+            endpoint = upstream.pick(barred, key, self._started)
         self._go(upstream, endpoint, self._started)
 
     def answer(self, reply: Reply) -> None:
         """Answer by ourselves; ends the exchange."""
+        if self.hooks is not None and self.hooks.answered(reply):
+            return
         keep = self._keep and self._whole and self._client.keeps
         data = self._worker.render(reply, close=not keep, method=self.method)
         self._status = reply.status
@@ -109,6 +112,11 @@ class Exchange(Trying):
         if self._tunnel is not None:
             self._pass_to_backend(self._tunnel, payload)
             return
+        if self.hooks is not None:
+            data = self.hooks.request_data(payload, whole=whole)
+            if data is None:
+                return
+            payload = data
         self._bytes_in += len(payload)
         limit = self._plan.body_max
         if limit is not None and self._bytes_in > limit:
@@ -229,10 +237,12 @@ class Exchange(Trying):
         if payload:
             self.response_continued(payload)
 
-    def response_started(
+    def response_started(  # noqa: C901 - the one place that all responses pass
         self, head: ResponseHead, body: BodyReader | None, payload: Octets, now: float
     ) -> None:
         """Take a response's head, and what came of its body with it."""
+        if self.hooks is not None and self.hooks.response_started(head, body, payload, now):
+            return
         assert self._upstream is not None, "see start"
         statuses = self._upstream.policy.retries.statuses
         if statuses and head.status in statuses and self._passes_over(head, now):
@@ -273,6 +283,10 @@ class Exchange(Trying):
 
     def response_continued(self, payload: Octets) -> None:
         """Take more of the response's body."""
+        if self.hooks is not None:
+            payload = self.hooks.response_continued(payload)
+            if not payload:
+                return
         if self._tunnel is not None:
             self._tunnel.from_backend(bytes(payload))
             self.deadline = monotonic() + self._tunnel.idle_s
@@ -283,6 +297,8 @@ class Exchange(Trying):
 
     def response_ended(self, now: float, *, reusable: bool) -> None:
         """Take the end of the response."""
+        if self.hooks is not None and self.hooks.response_ended(now, reusable=reusable):
+            return
         if self._chunking:
             self._bytes_out += len(LAST_CHUNK)
             self._client.write(LAST_CHUNK)
@@ -336,6 +352,9 @@ class Exchange(Trying):
     def _finish(self, end: str, now: float, *, keep: bool, cut: bool = False) -> None:
         if self._step is _DONE:
             raise OurError("an exchange ends once")
+        hooks = self.hooks
+        if hooks is not None:
+            hooks.ending()
         self._step = _DONE
         if self._waiting is not None:
             self._waiting.exchange = None
@@ -354,6 +373,9 @@ class Exchange(Trying):
             client.cut(reset=self._ends_by_close)
         else:
             client.finished(now, keep=keep)
+        if hooks is not None:
+            self.hooks = None  # The two know each other: parted, they go without the collector.
+            hooks.ended(end, now)
 
     def _record(self, end: str, now: float) -> None:
         """Count and log."""
@@ -387,7 +409,7 @@ class Exchange(Trying):
                 end,
                 self._head.octets if worker.log_wants_head else b"",
                 self._peer.proto,
-                self.plugin,
+                "" if self.hooks is None else self.hooks.plugin,
             )
         )
         if len(log.records) >= FLUSH_LINES:

@@ -29,7 +29,7 @@ from lb.proxy.client_connection import ClientConnection
 from lb.proxy.descriptors import Descriptors
 from lb.proxy.door import Door
 from lb.proxy.exchange import Exchange
-from lb.proxy.hooked import Hooked
+from lb.proxy.hooked import open_hooked
 from lb.proxy.live_plugins import LivePlugins
 from lb.proxy.load import Load
 from lb.proxy.outliers import Outliers
@@ -261,13 +261,13 @@ class Switchboard:
             upstream = direct.upstream
             peer = self._peer(client, fields)
             key = self._key(direct.by, peer, target, fields) if direct.by else b""
-            if direct.plan.chain is not None:
-                self._open_hooked(direct.plan, upstream, client, peer, head, started, key)
-                return
             client.exchange = exchange = Exchange(
                 self.worker, direct.plan, upstream, client, peer, head, started
             )
-            exchange.start(key)
+            if direct.plan.chain is None:
+                exchange.start(key)
+            else:
+                open_hooked(exchange, direct.plan.chain, key)
         else:
             self._open_by_route(client, head, started)
 
@@ -296,43 +296,23 @@ class Switchboard:
             upstream_name = pick_share(route, self._key(route.split_by, peer, path, fields))
         upstream = self._upstreams.get(upstream_name) if upstream_name else None
         plan = self._plan(listener.name, route, upstream_name or "")
-        key, reply = b"", None
+        key, reply, chain = b"", None, plan.chain
         if listener.ready_path and path.decode() == listener.ready_path:
-            upstream, reply = None, self._readiness()
+            upstream, reply, chain = None, self._readiness(), None
         elif upstream is not None:
             by = _hash_key(upstream.policy)
             key = self._key(by, peer, path, fields) if by else b""
         else:
             reply = self._own_reply(match)
-            if plan.chain is not None:
-                self._open_hooked(plan, None, client, peer, head, started, key, reply)
-                return
-        if plan.chain is not None and reply is None:
-            self._open_hooked(plan, upstream, client, peer, head, started, key)
-            return
         client.exchange = exchange = Exchange(
             self.worker, plan, upstream, client, peer, head, started
         )
-        if reply is not None:
+        if chain is not None:
+            open_hooked(exchange, chain, key, reply)
+        elif reply is not None:
             exchange.answer(reply)
         else:
             exchange.start(key)
-
-    def _open_hooked(  # noqa: PLR0913, PLR0917 - all of an exchange, and what it begins with
-        self,
-        plan: Plan,
-        upstream: LiveUpstream | None,
-        client: ClientConnection,
-        peer: Peer,
-        head: RequestHead,
-        started: float,
-        key: bytes,
-        reply: Reply | None = None,
-    ) -> None:
-        client.exchange = exchange = Hooked(
-            self.worker, plan, upstream, client, peer, head, started
-        )
-        exchange.open(key, reply)
 
     def _sheds(self, client: ClientConnection, head: RequestHead, started: float) -> bool:
         """Turn away a part of what comes, while there is more than this worker can do."""

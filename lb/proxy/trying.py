@@ -24,6 +24,7 @@ from lb.metrics import BOUNDS, SUM
 from lb.outlier import cause_of_failure
 from lb.proxy.backend_connection import BackendConnection
 from lb.proxy.client import Client
+from lb.proxy.hooks import Hooks
 from lb.proxy.plan import Plan, WorkerState
 from lb.proxy.pool import Connecting
 from lb.proxy.upstream import LiveEndpoint, LiveUpstream, Waiting
@@ -66,13 +67,8 @@ class Trying(ABC):
         "_connecting", "_endpoint", "_first_byte_s", "_head", "_held", "_key", "_peer", "_plan",
         "_replayable", "_request_id", "_retrying", "_reused", "_status", "_step", "_tried",
         "_tries", "_try_started", "_upstream", "_waiting", "_whole", "_worker", "_written",
-        "method", "upgrade",
+        "hooks", "method", "upgrade",
     )  # fmt: skip
-
-    # What a plugin may say, and else nobody does.
-    barred: Sequence[LiveEndpoint] = ()  # Not to be asked.
-    judged = False  # Whether the answer is to be tried again has been decided.
-    plugin = ""  # Whose answer it is.
 
     def __init__(
         self,
@@ -117,6 +113,38 @@ class Trying(ABC):
         self._first_byte_s: float | None = None
         self._try_started = started
         self._key = b""
+        self.hooks: Hooks | None = None
+
+    # What plugins read a request from.
+
+    @property
+    def head(self) -> RequestHead:
+        """The request as it came."""
+        return self._head if self.hooks is None else self.hooks.came
+
+    @property
+    def peer(self) -> Peer:
+        """Whom it comes from."""
+        return self._peer
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Listener, route and upstream."""
+        return self._client.listener, self._plan.route, self._plan.upstream_name
+
+    @property
+    def request_id(self) -> bytes:
+        """What it is called."""
+        return self._request_id
+
+    def backend_keys(self) -> tuple[str, ...]:
+        """The backends that may take it."""
+        return () if self._upstream is None else self._upstream.usable_keys()
+
+    @property
+    def barred(self) -> Sequence[LiveEndpoint]:
+        """The endpoints that plugins forbid."""
+        return () if self.hooks is None else self.hooks.barred
 
     # The exchange's own, which tries may end in.
 
@@ -192,6 +220,8 @@ class Trying(ABC):
 
     def backend_failed(self, failure: Failure, detail: str) -> None:
         """Take the failure of a try: try elsewhere, answer, or cut the response short."""
+        if self.hooks is not None and self.hooks.backend_failed(failure, detail):
+            return
         endpoint = self._endpoint
         assert endpoint is not None, "a try has an endpoint"
         self._worker.view[endpoint.errors[ERROR_KINDS[failure]]] += 1
@@ -331,7 +361,7 @@ class Trying(ABC):
         assert backend is not None, "somebody answered"
         ends = [*(end for _, _, end in self._tries), Failure.STATUS.value]
         if (
-            self.judged
+            (self.hooks is not None and self.hooks.judged)
             or not self._whole
             or self._judge(Failure.STATUS, ends) is Answer.NO
             or upstream.pick([*self._tried, endpoint], self._key, now) is None
