@@ -556,7 +556,7 @@ class Plugin(Generic[C]):
 RequestHook = Callable[[Request], "Reply | Awaitable[Reply | None] | None"]
 ResponseHook = Callable[[Request, Response], "Reply | Awaitable[Reply | None] | None"]
 FinishHook = Callable[[Request, End], None]
-HOOKS: Final = ("on_request", "on_response", "on_finish")
+HOOKS: Final = {"on_request": ("req",), "on_response": ("req", "res"), "on_finish": ("req", "end")}
 
 
 def waits(hook: object) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import logging
 import random
 import sys
@@ -116,19 +117,49 @@ def check(cls: type[Plugin[Any]], file: str) -> None:
         )
     if cls.Config is not None and not dataclasses.is_dataclass(cls.Config):
         raise PluginError(f"{cls.__name__}.Config is not a dataclass", "write @dataclass", file)
-    for hook in HOOKS:
-        if not callable(getattr(cls, hook, check)):
-            raise PluginError(f"{cls.__name__}.{hook} is not a function", file=file)
+    for hook, names in HOOKS.items():
+        _check_hook(cls, hook, names, file)
     for hook in ("on_finish", "start", "stop"):
         if waits(getattr(cls, hook, None)):
             raise PluginError(
-                f"{cls.__name__}.{hook} cannot be async", "use ctx.spawn for what waits", file
+                f"{cls.__name__}.{hook} cannot be async",
+                "use ctx.spawn for what waits",
+                file,
+                _line_of(getattr(cls, hook)),
             )
     unknown = [name for name in vars(cls) if name.startswith("on_") and name not in HOOKS]
     if unknown:
         raise PluginError(
-            f"{cls.__name__}.{unknown[0]} is no hook", f"hooks are {', '.join(HOOKS)}", file
+            f"{cls.__name__}.{unknown[0]} is no hook",
+            f"hooks are {', '.join(HOOKS)}",
+            file,
+            _line_of(getattr(cls, unknown[0])),
         )
+
+
+def _check_hook(cls: type[Plugin[Any]], hook: str, names: tuple[str, ...], file: str) -> None:
+    """Refuse a hook that could not be called. PluginError."""
+    found = inspect.getattr_static(cls, hook, None)
+    if found is None:
+        return
+    if not callable(getattr(cls, hook)):
+        raise PluginError(f"{cls.__name__}.{hook} is not a function", file=file)
+    if inspect.isfunction(found):
+        taken = ("self", *names)
+        try:
+            inspect.signature(found).bind(*taken)
+        except TypeError:
+            raise PluginError(
+                f"{cls.__name__}.{hook} cannot be called with what there is",
+                f"write {hook}({', '.join(taken)})",
+                file,
+                _line_of(found),
+            ) from None
+
+
+def _line_of(function: Any) -> int:
+    code = getattr(function, "__code__", None)
+    return code.co_firstlineno if code is not None else 0
 
 
 def class_of(code: Mapping[str, str], name: str) -> type[Plugin[Any]]:

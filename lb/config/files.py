@@ -122,6 +122,7 @@ class Files:
         """Find the nearest place that is known: what has a default is in no file."""
         source = self._owner(path)
         positions = source.positions
+        path = _as_written(path, positions)
         first, second = (
             (positions.keys, positions.values) if at_key else (positions.values, positions.keys)
         )
@@ -283,6 +284,17 @@ def _excuse(error: OSError) -> str:
             return "is a directory, not a file"
         case _:
             return f"cannot be read: {error.strerror or error}"
+
+
+def _as_written(path: Path, positions: Positions) -> Path:
+    """Leave out indexes of lists that were written as their only element."""
+    written: Path = ()
+    for part in path:
+        longer = (*written, part)
+        alone = part == 0 and written in positions.keys
+        if not alone or longer in positions.values or longer in positions.keys:
+            written = longer
+    return written
 
 
 def _parse(source: Source, problems: list[Problem]) -> bool:

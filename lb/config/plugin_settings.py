@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
@@ -26,6 +27,8 @@ from lb.plugin_code import PluginError, configure, described, hints_of
 from lb.plugin_kinds import Marked
 
 WHOLE_MAX: Final = 2**53
+OURS: Final = ("use", "on_error")  # What stands beside the settings in the same table.
+NO_KEYS: Final = ("_", "model_")  # Not ours to give away: see pydantic.
 KINDS: Final[dict[str, Kind]] = {
     "duration": Duration(),
     "size": Size(),
@@ -53,7 +56,16 @@ class NoSettings(Section):
 
 def section_for(cls: type[Plugin[Any]]) -> type[Section]:
     """Make the section that checks a plugin's settings. PluginError if its Config cannot be one."""
-    return NoSettings if cls.Config is None else _section(cls.Config, f"plugin {cls.name}")
+    if cls.Config is None:
+        return NoSettings
+    for each in dataclasses.fields(cls.Config):
+        if each.name in OURS:
+            raise PluginError(
+                f"{cls.Config.__qualname__}.{each.name} cannot be written: "
+                f"{each.name} is a key of every use",
+                "call it otherwise",
+            )
+    return _section(cls.Config, f"plugin {cls.name}")
 
 
 def check(
@@ -104,6 +116,11 @@ def _section(config: type, noun: str) -> type[Section]:
     hints = hints_of(config)
     fields: dict[str, Any] = {}
     for each in dataclasses.fields(config):
+        if each.name.startswith(NO_KEYS):
+            raise PluginError(
+                f"{config.__qualname__}.{each.name} is not for a file to set",
+                f"names of settings do not begin with {' or '.join(NO_KEYS)}",
+            )
         sort = _kind_of(hints[each.name], f"{config.__qualname__}.{each.name}", noun)
         about = str(each.metadata.get("about", ""))
         if each.default_factory is not dataclasses.MISSING:
@@ -115,7 +132,10 @@ def _section(config: type, noun: str) -> type[Section]:
             fields[each.name] = (sort, Field(default=each.default, description=about))
         else:
             fields[each.name] = (sort, Field(description=about))
-    made = create_model(config.__qualname__, __base__=Section, **fields)
+    with warnings.catch_warnings():
+        # A setting may be called `copy` or `json`: of a section's methods nobody here uses those.
+        warnings.simplefilter("ignore", UserWarning)
+        made = create_model(config.__qualname__, __base__=Section, **fields)
     made.noun = noun
     return made
 

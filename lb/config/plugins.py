@@ -23,7 +23,7 @@ from typing import Any, Final
 from pydantic_core import ErrorDetails
 
 from lb.config.checks import Finding
-from lb.config.kinds import nearest, shown
+from lb.config.kinds import NAME, NAME_MAX, nearest, shown
 from lb.config.plugin_settings import check, secrets_of, section_for
 from lb.config.positions import Path as Place
 from lb.config.problem import Problem, excerpt
@@ -85,6 +85,11 @@ class Catalogue:
         entries = list(self.entries) if sort == "plugin" else []
         return sorted([*(name for known, name in self.files if known == sort), *entries])
 
+    def may_have(self, name: str) -> bool:
+        """Whether a file with something wrong with it may be the one of that name."""
+        return any(Path(each.file).stem.replace("-", "_") == name.replace("-", "_")
+                   for each in self.problems)  # fmt: skip
+
     def code(self, sort: str, name: str) -> dict[str, str] | None:
         """What a worker needs to have it, None if it is not there."""
         if sort == "plugin" and name in self.entries:
@@ -138,7 +143,8 @@ def judge_plugins(config: Config, tree: Mapping[str, Any]) -> Judged:
     for place, use in uses:
         entry = known.code("plugin", use.use)
         if entry is None:
-            findings.append(_unknown((*place, "use"), use.use, known.names("plugin"), "plugin"))
+            if not known.may_have(use.use):
+                findings.append(_unknown((*place, "use"), use.use, known.names("plugin"), "plugin"))
             continue
         code[use.use] = entry
         judged = _judge_use(place, use, entry, tree, problems)
@@ -174,6 +180,7 @@ def _judge_use(
         cls = class_of(entry, use.use)
         values = check(cls, use.settings)
     except PluginError as error:
+        error.file = error.file or entry["file"]
         problem = problem_of(error)
         if problem not in problems:
             problems.append(problem)
@@ -319,6 +326,7 @@ def read(file: str, *, own: bool = False) -> Found:
         raise PluginError(f"larger than {SOURCE_BYTES_MAX // 1024} KiB", file=file)
     names = list(_names_in(tree))
     plugins = [each for each in names if each[0] == "plugin"]
+    _refuse_names(tree, names, file)
     if len(plugins) > 1:
         raise PluginError(
             f"two plugins, {plugins[0][1]} and {plugins[1][1]}",
@@ -346,6 +354,31 @@ def _names_in(tree: ast.Module) -> Iterator[tuple[str, str, int]]:
                         yield called, str(mark.args[0].value), mark.lineno
 
 
+def _refuse_names(tree: ast.Module, names: list[tuple[str, str, int]], file: str) -> None:
+    """Refuse names that nobody could write in a config, and a plugin without one. PluginError."""
+    for sort, name, line in names:
+        if not NAME.fullmatch(name):
+            raise PluginError(
+                f"{shown(name)} is no name of a {sort.replace('_', ' ')}",
+                f"letters, digits, _, - and . make names of at most {NAME_MAX}",
+                file,
+                line,
+            )
+    for node in () if names else tree.body:
+        # A class that others derive from may go without; alone in its file it is the plugin.
+        if isinstance(node, ast.ClassDef) and "Plugin" in map(_base_name, node.bases):
+            raise PluginError(
+                f"plugin {node.name} has no name", 'write name = "..." in it', file, node.lineno
+            )
+
+
+def _base_name(base: ast.expr) -> str:
+    """Return what a base class is called, without its module and what stands in brackets."""
+    if isinstance(base, ast.Subscript):
+        base = base.value
+    return ast.unparse(base).rpartition(".")[2]
+
+
 def _name_in(statement: ast.stmt) -> tuple[str, int]:
     """Return what `name = "..."` says, with or without a type; "" for any other statement."""
     targets: list[ast.expr] = []
@@ -365,7 +398,8 @@ def _refuse_if_open(name: str, what: str) -> None:
     try:
         status = os.stat(name)
     except OSError as error:
-        raise PluginError(f"{name} cannot be read: {error.strerror}", file=name) from None
+        which = f"{name} " if what == "folder" else ""
+        raise PluginError(f"{which}cannot be read: {error.strerror}", file=name) from None
     if what == "folder" and not stat.S_ISDIR(status.st_mode):
         raise PluginError(f"{name} is no folder", file=name)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
