@@ -81,10 +81,16 @@ def load(stem: str, source: bytes, file: str) -> ModuleType:
     return module
 
 
-def forget(keep: set[str]) -> None:
-    """Let go of modules of ours that are not among these names; who still runs them keeps them."""
-    for name in [name for name in sys.modules if name.startswith(PREFIX) and name not in keep]:
+def forget(keep: set[str]) -> bool:
+    """
+    Let go of modules of ours that are not among these names; return whether there were any.
+
+    Who still runs them keeps them.
+    """
+    gone = [name for name in sys.modules if name.startswith(PREFIX) and name not in keep]
+    for name in gone:
         del sys.modules[name]
+    return bool(gone)
 
 
 def plugin_in(module: ModuleType) -> type[Plugin[Any]] | None:

@@ -8,6 +8,7 @@ the last request that began with it has ended, and is stopped then.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import random
@@ -166,6 +167,7 @@ class LivePlugins:
         self._chains: dict[tuple[str, str], Chain | None] = {}
         self._retired: list[Chain] = []
         self._off: set[LivePlugin] = set()
+        self._collects = False  # Code was let go, and waits for the collector.
 
     def install(self, plans: Plans, sources: Mapping[str, bytes]) -> None:
         """
@@ -194,7 +196,7 @@ class LivePlugins:
         self.balancers = dict(self._registered("balancer"))
         modules = {f"{PREFIX}{each.stem}_{each.digest}" for each in plans.code}
         self.let_go()
-        forget(modules)
+        self._collects |= forget(modules)
 
     def chain(self, listener: Listener, route: Route | None) -> Chain | None:
         """Return what requests of a listener and route pass; None if nothing."""
@@ -208,6 +210,10 @@ class LivePlugins:
 
     def on_tick(self, now: float) -> None:
         """Let go of what ended; try again what was off; measure the next request of each chain."""
+        if self._collects:
+            # Classes and modules are cycles, and a worker's collector is all but idle.
+            self._collects = False
+            gc.collect()
         if self._retired:
             self.let_go()
         due = {live for live in self._off if live.off_until <= now}
@@ -238,6 +244,7 @@ class LivePlugins:
     def _stop(self, live: LivePlugin) -> None:
         context = self._contexts.pop(live)
         context.stop()
+        self._collects = True
         if live in self._off:
             self._off.discard(live)
             self._show_off(live.name)

@@ -185,11 +185,29 @@ def posting(port: int) -> Iterator[Posting]:
         made.stop()
 
 
+PLUGIN = """
+from lb.plugin import Plugin
+
+KEPT = b"1" * 4_000_000
+
+
+class Stamp(Plugin[None]):
+    name = "stamp"
+
+    def on_response(self, req, res):
+        res.headers.set("X-Stamp", "{number}")
+"""
+
+
 def test_many_reloads_cost_no_request_and_leave_nothing_behind(
     daemon: Make, backends: list[Backend]
 ) -> None:
-    to_app = 'upstream = "app"'
-    one = daemon(config_of(backends, listener=to_app), node='drain = "1s"').start()
+    to_app = 'upstream = "app"\nplugins = "stamp"\n[plugins]\nfolders = "plugins"\n'
+    one = daemon(config_of(backends, listener=to_app), node='drain = "1s"')
+    plugin = one.folder / "plugins" / "stamp.py"
+    plugin.parent.mkdir()
+    plugin.write_text(PLUGIN.format(number=0))
+    one.start()
     route = '[route.new]\npath = "/new"\nrespond = { status = 204 }\n'
     files = itertools.cycle(
         [
@@ -200,10 +218,16 @@ def test_many_reloads_cost_no_request_and_leave_nothing_behind(
         ]
     )
 
+    numbers = itertools.count(1)
+
     def reload() -> None:
         one.write(next(files))
+        number = str(next(numbers))
+        plugin.write_text(PLUGIN.format(number=number))
         answer = one.admin("/v1/config/reload", "POST", body={})
         assert answer.status in (200, 422), answer.text
+        if answer.status == 200:
+            assert one.ask().headers["X-Stamp"] == number
 
     for _ in range(8):  # What is made once is made.
         reload()
