@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -20,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from lb import child, daemonlog, link
+from lb import daemonlog, link
 from lb.child import Post
 from lb.config.load import Loaded
 from lb.config.schema import Config
@@ -41,7 +40,7 @@ from lb.control.in_force import PART, InForce
 from lb.control.kept import kept_edition, via_of
 from lb.control.names import NameServers
 from lb.control.outliers import Outliers
-from lb.control.parser import Parser
+from lb.control.parser import Parser, ParserProcess
 from lb.control.peers import Claim, Plain
 from lb.control.probe import Asker
 from lb.control.prober import Prober, subjects_of
@@ -75,9 +74,9 @@ SILENT_SECONDS = 1.0  # From the end of a worker's stream to its replacement, if
 class Controller:
     """All of it, and what the admin sees of it: `control.desk.Desk`."""
 
-    def __init__(self, config_path: str) -> None:
+    def __init__(self, config_path: str, parser: Parser) -> None:
         self._path = config_path
-        self._parser = Parser(config_path)
+        self._parser = parser
         self._asked = False  # For readiness, since the last beat.
         self._stopping = False
         self._begun = False
@@ -87,7 +86,7 @@ class Controller:
         self._linked: dict[int, Stream] = {}
         self._early: list[tuple[Message, list[int]]] = []  # Links and reloads before we can.
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._closers: list[Callable[[], Awaitable[None]]] = [self._parser.close]  # As opened.
+        self._closers: list[Callable[[], Awaitable[None]]] = []  # In the order of opening.
         self._lock: DataDirLock | None = None
 
     async def main(self, fd: int) -> bool:
@@ -122,7 +121,6 @@ class Controller:
         said = ("pid", "started", "stopping")
         self._pid, self._started, self._stopping = (welcome[word] for word in said)
         self._supervising.take_welcome(welcome)
-        await self._parser.start()
         if welcome["ended"]:
             log.warning("the controller before this one %s", welcome["ended"])
         kept = kept_edition(fds)
@@ -171,7 +169,7 @@ class Controller:
         if kept is not None and PART in kept.parts:
             in_force = InForce.from_part(kept.parts[PART])
         else:
-            loaded = await self._parser.parse()
+            loaded = await self._parser.parse(at_start=True)
             in_force = InForce(loaded, 1, self._path, wall_time())
             for warning in loaded.warnings:
                 log.warning("%s", warning)
@@ -577,24 +575,17 @@ class Controller:
         return await self._supervising.upgrade()
 
 
-async def work(config_path: str, fd: int) -> int:
+async def work(config_path: str, fd: int, first: ParserProcess) -> int:
     """
-    Be the controller, and begin anew as often as the supervisor wants it.
+    Be the controller, and begin anew as often as the supervisor wants it; `first` parses.
 
     While another program takes over we hold nothing, but are there: if it fails, what we were
     started from may be gone from disk.
     """
-    while await Controller(config_path).main(os.dup(fd)):
-        log.debug("at rest: another program's controller works")
+    parser = Parser(config_path, first)
+    try:
+        while await Controller(config_path, parser).main(os.dup(fd)):
+            log.debug("at rest: another program's controller works")
+    finally:
+        parser.close()
     return 0
-
-
-def main() -> int:
-    """Run the controller."""
-    words = child.parse_words(fd=int, config=str)
-    daemonlog.start("controller")
-    return child.main(lambda: work(words.config, words.fd))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

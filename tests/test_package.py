@@ -127,7 +127,7 @@ def test_the_installed_command_writes_and_checks_a_file(installed: Path, tmp_pat
     run(lb, "check", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("main", ["lb.supervisor", "lb.controller", "lb.worker", "lb.demo"])
+@pytest.mark.parametrize("main", ["lb.supervisor", "lb.controller_process", "lb.worker", "lb.demo"])
 def test_the_installed_processes_can_be_imported(
     installed: Path, tmp_path: Path, main: str
 ) -> None:

@@ -1,10 +1,11 @@
 """
-The parser of configurations, a process of its own: `python -m lb.config.parse`.
+The parser of configurations, a process of its own.
 
-It is told of a file by a line on stdin, JSON, and answers on stdout with a line that says how
-many bytes come, and so many of JSON. A megabyte of TOML takes its time, and plugins' code may do
-anything, so each file is read by a fork that ends with it; what all of them need has been
-imported before, which is most of the work.
+It is told of a file by a line, JSON, and answers with a line that says how many bytes come, and
+so many of JSON. A megabyte of TOML takes its time, and plugins' code may do anything, so each
+file is read by a fork that ends with it; what all of them need has been imported before, which
+is most of the work. For the same reason the first parser of a controller is a fork of it, made
+before it is more than this: see `forked`. Each later one is `python -m lb.config.parse`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import resource
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import IO, Any, NoReturn
 
 from lb.build import build_on_disk
 from lb.config.load import ConfigErrors, Loaded, load
@@ -30,14 +32,83 @@ SAID_BYTES_MAX = 64 * 1024
 STDOUT, STDERR = 1, 2
 
 
+class Forked:
+    """A parser that is a fork of this process, with what `subprocess.Popen` has."""
+
+    stderr: IO[bytes] | None = None  # Ours: it has nothing to say there.
+
+    def __init__(self, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self.pid = pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self._ended = False
+
+    def poll(self) -> object:
+        """Return None while it runs."""
+        if not self._ended:
+            self._ended = os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        return self._ended or None
+
+    def kill(self) -> None:
+        """End it now."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        if not self._ended:
+            os.waitpid(self.pid, 0)
+            self._ended = True
+
+
+def forked() -> Forked:
+    """Make a parser of this process, which may have no threads and no loop yet."""
+    (asked, ask), (answers, answer) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal's, for the supervisor.
+            _keep_only(STDERR, asked, answer)
+            with open(asked, "rb") as questions, open(answer, "wb") as to:
+                serve(questions, to)
+            status = 0
+        except BrokenPipeError:
+            pass  # Whoever asked is gone.
+        finally:
+            os._exit(status)
+    os.close(asked)
+    os.close(answer)
+    return Forked(pid, open(ask, "wb", buffering=0), open(answers, "rb", buffering=0))
+
+
+def ask(stdin: IO[bytes], path: str) -> None:
+    """Have a parser read a file. A pipe takes the longest name, so this does not wait."""
+    stdin.write(json.dumps(path).encode() + b"\n")
+    stdin.flush()
+
+
+def _keep_only(*kept: int) -> None:
+    """Close all descriptors but these: who waits for an end of one would wait for ours."""
+    for fd in (int(name) for name in os.listdir("/proc/self/fd")):
+        if fd not in kept:
+            with suppress(OSError):  # The listing's own.
+                os.close(fd)
+
+
 def main() -> int:
-    """Answer until stdin ends."""
-    gc.freeze()  # Forks share these pages for as long as no collection writes to them.
-    while line := sys.stdin.buffer.readline():
-        answer = answer_of(json.loads(line))
-        sys.stdout.buffer.write(b"%d\n%s" % (len(answer), answer))
-        sys.stdout.buffer.flush()
+    """Answer what stdin asks."""
+    serve(sys.stdin.buffer, sys.stdout.buffer)
     return 0
+
+
+def serve(questions: IO[bytes], answers: IO[bytes]) -> None:
+    """Answer until there are no more questions."""
+    gc.freeze()  # Forks share these pages for as long as no collection writes to them.
+    while line := questions.readline():
+        answer = answer_of(json.loads(line))
+        answers.write(b"%d\n%s" % (len(answer), answer))
+        answers.flush()
 
 
 def answer_of(path: str) -> bytes:

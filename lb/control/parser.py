@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
+from typing import IO, Protocol
 
 from lb.build import BUILD
 from lb.config.load import ConfigErrors, Loaded
-from lb.config.parse import PARSE_SECONDS_MAX, SAID_BYTES_MAX, loaded_from_plain
+from lb.config.parse import PARSE_SECONDS_MAX, SAID_BYTES_MAX, ask, loaded_from_plain
 from lb.errors import OperatorError, OurError
 
 # A reload may take a moment longer where workers need the CPU for those they serve. Measured on
@@ -26,26 +27,50 @@ from lb.errors import OperatorError, OurError
 NICER = 5
 
 
-class Parser:
-    """Reads one file, as often as it is asked to, one at a time."""
+class ParserProcess(Protocol):
+    """What is needed of a process: `subprocess.Popen` and `config.parse.Forked` have it."""
 
-    def __init__(self, path: str) -> None:
+    pid: int
+
+    @property
+    def stdin(self) -> IO[bytes] | None: ...
+    @property
+    def stdout(self) -> IO[bytes] | None: ...
+    @property
+    def stderr(self) -> IO[bytes] | None: ...
+    def poll(self) -> object: ...
+    def kill(self) -> None: ...
+    def wait(self) -> object: ...
+
+
+class Parser:
+    """
+    Reads one file, as often as it is asked to, one at a time.
+
+    `first` is a process that is there already, and has been asked once.
+    """
+
+    def __init__(self, path: str, first: ParserProcess | None = None) -> None:
         self._path = path
         self._turn = asyncio.Lock()
-        self._child: Process | None = None
+        self._process = first
+        self._answers: asyncio.StreamReader | None = None
+        self._pipe: asyncio.BaseTransport | None = None
+        self._owed = 0 if first is None else 1  # Answers to come that nobody waits for yet.
+        if first is not None:
+            _be_nicer(first.pid)
 
-    async def start(self) -> None:
-        """Have the process make itself ready, which takes its time, while others do too."""
-        async with self._turn:
-            await self._running()
+    async def parse(self, *, at_start: bool = False) -> Loaded:
+        """
+        Load the configuration. Raises what `config.load.load` raises.
 
-    async def parse(self) -> Loaded:
-        """Load the configuration. Raises what `config.load.load` raises."""
+        `at_start` makes do with what the file said when this process began.
+        """
         async with self._turn:
             whole = False
             try:
                 async with asyncio.timeout(PARSE_SECONDS_MAX):
-                    loaded = await self._ask(await self._running())
+                    loaded = await self._ask(at_start=at_start)
                 whole = True
             except ConfigErrors:
                 whole = True
@@ -57,35 +82,28 @@ class Parser:
                 ) from None
             finally:
                 if not whole:  # It may be in the midst of an answer that nobody waits for.
-                    await self._end()
+                    self.close()
         return loaded
 
-    async def close(self) -> None:
-        """End the process."""
-        await self._end()
-
-    async def _running(self) -> Process:
-        if self._child is None or self._child.returncode is not None:
-            self._child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "lb.config.parse"), stdin=PIPE, stdout=PIPE, stderr=PIPE
-            )
-            nice = os.getpriority(os.PRIO_PROCESS, 0) + NICER
-            with suppress(ProcessLookupError):  # It has ended already; `_ask` says why.
-                os.setpriority(os.PRIO_PROCESS, self._child.pid, nice)
-        return self._child
-
-    async def _ask(self, child: Process) -> Loaded:
-        assert child.stdin is not None
-        assert child.stdout is not None
+    async def _ask(self, *, at_start: bool) -> Loaded:
+        process = self._process
+        if process is None or process.poll() is not None:
+            self.close()
+            process = self._process = _started()
+        if self._answers is None:
+            await self._listen(process)
         try:
-            child.stdin.write(json.dumps(self._path).encode() + b"\n")
-            await child.stdin.drain()
-            size = int(await child.stdout.readline())
-            plain = json.loads(await child.stdout.readexactly(size))
+            if not (at_start and self._owed):
+                assert process.stdin is not None, "a pipe to it"
+                ask(process.stdin, self._path)
+                self._owed += 1
+            answer = b""
+            while self._owed:
+                answer = await self._next_answer()
+                self._owed -= 1
+            plain = json.loads(answer)
         except (OSError, ValueError, asyncio.IncompleteReadError):
-            with suppress(ProcessLookupError):  # Or we would wait for what it does not say.
-                child.kill()
-            raise _died(await _last_words(child)) from None
+            raise _died(_last_words(process)) from None
         if plain["build"] != BUILD:
             raise OperatorError(
                 "the lb on disk is not the one that runs", "run the new one with `lb upgrade`"
@@ -96,19 +114,56 @@ class Parser:
             raise ConfigErrors.from_plain(plain)
         return loaded_from_plain(plain)
 
-    async def _end(self) -> None:
-        child, self._child = self._child, None
-        if child is None:
-            return
-        if child.returncode is None:
-            with suppress(ProcessLookupError):
-                child.kill()
-        await child.wait()
+    async def _listen(self, process: ParserProcess) -> None:
+        loop = asyncio.get_running_loop()
+        answers = self._answers = asyncio.StreamReader()
+        self._pipe, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(answers), process.stdout
+        )
+
+    async def _next_answer(self) -> bytes:
+        assert self._answers is not None, "see _listen"
+        size = int(await self._answers.readline())
+        return await self._answers.readexactly(size)
+
+    def close(self) -> None:
+        """End the process; the next file has another."""
+        process, self._process = self._process, None
+        pipe, self._pipe = self._pipe, None
+        self._answers, self._owed = None, 0
+        if process is not None:
+            process.kill()
+            process.wait()
+            for file in (process.stdin, process.stderr, None if pipe else process.stdout):
+                if file is not None:
+                    file.close()
+        if pipe is not None:
+            pipe.close()  # And stdout with it.
 
 
-async def _last_words(child: Process) -> str:
-    assert child.stderr is not None
-    return (await child.stderr.read(SAID_BYTES_MAX)).decode(errors="replace").strip()
+def _started() -> ParserProcess:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lb.config.parse"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    )
+    _be_nicer(process.pid)
+    return process
+
+
+def _be_nicer(pid: int) -> None:
+    with suppress(ProcessLookupError):  # It has ended already, and whoever asks it will be told.
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + NICER)
+
+
+def _last_words(process: ParserProcess) -> str:
+    process.kill()  # Or we would wait for what it does not say.
+    process.wait()
+    if process.stderr is None:
+        return ""
+    return os.read(process.stderr.fileno(), SAID_BYTES_MAX).decode(errors="replace").strip()
 
 
 def _died(words: str) -> OurError:

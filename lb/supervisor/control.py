@@ -98,7 +98,7 @@ class Control:
         try:
             instance.controller = Child(
                 "the controller",
-                ["lb.controller", "--config", instance.config_path],
+                ["lb.controller_process", "--config", instance.config_path],
                 self._said,
                 self._ended,
             )

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 # How many workers the file wants is asked here, for the edition has what they were started with.
 TRY = """\
 import os, sys
-import lb.cli.running, lb.controller, lb.worker, lb.supervisor.taking_over
+import lb.cli.running, lb.controller_process, lb.controller, lb.worker
+import lb.supervisor.taking_over
 from lb.build import BUILD
 from lb.config.load import load
 from lb.errors import AccordError

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,8 +16,9 @@ import pytest
 
 from config.kit import SMALLEST, Folder
 from lb.config.load import ConfigErrors, load
+from lb.config.parse import Forked, ask, forked
 from lb.control import parser as module
-from lb.control.parser import Parser
+from lb.control.parser import Parser, ParserProcess
 from lb.errors import OperatorError, OurError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +32,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
 
 
 @asynccontextmanager
-async def parsing(path: str = "lb.toml") -> AsyncIterator[Parser]:
-    made = Parser(path)
+async def parsing(
+    path: str = "lb.toml", first: ParserProcess | None = None
+) -> AsyncIterator[Parser]:
+    made = Parser(path, first)
     try:
         yield made
     finally:
-        await made.close()
+        made.close()
 
 
 def parse_once() -> Any:
@@ -46,8 +51,13 @@ def parse_once() -> Any:
 
 
 def pid_of(parser: Parser) -> int:
-    assert parser._child is not None
-    return parser._child.pid
+    assert parser._process is not None
+    return parser._process.pid
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def test_the_result_is_that_of_load(folder: Folder) -> None:
@@ -70,9 +80,9 @@ def test_errors_come_back_whole(folder: Folder) -> None:
 def test_one_process_reads_them_all(folder: Folder) -> None:
     async def play() -> None:
         async with parsing() as parser:
-            await parser.start()
-            first = pid_of(parser)
             folder.write(SMALLEST)
+            await parser.parse()
+            first = pid_of(parser)
             before, same = await asyncio.gather(parser.parse(), parser.parse())
             assert before == same
             folder.write("oops")
@@ -92,9 +102,7 @@ def test_one_that_was_killed_is_replaced(folder: Folder) -> None:
         async with parsing() as parser:
             await parser.parse()
             first = pid_of(parser)
-            assert parser._child is not None
-            os.kill(first, signal.SIGKILL)
-            await parser._child.wait()
+            kill(first)
             await parser.parse()
             assert pid_of(parser) != first
 
@@ -160,7 +168,7 @@ def test_workers_go_first(folder: Folder) -> None:
 
     async def play() -> None:
         async with parsing() as parser:
-            await parser.start()
+            await parser.parse()
             theirs = os.getpriority(os.PRIO_PROCESS, pid_of(parser))
             assert theirs == min(ours + module.NICER, 19)
 
@@ -177,6 +185,72 @@ def test_the_loop_turns_meanwhile(folder: Folder) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert parser._child is None
+            assert parser._process is None
 
     asyncio.run(race())
+
+
+def forked_and_asked(path: str = "lb.toml") -> Forked:
+    """As a controller begins: see lb.controller_process."""
+    first = forked()
+    ask(first.stdin, path)
+    return first
+
+
+def test_the_first_one_is_a_fork_that_was_asked_before(folder: Folder) -> None:
+    folder.write(SMALLEST)
+    first = forked_and_asked()
+    assert select.select([first.stdout], [], [], 10)[0]  # It has read the file by now.
+    folder.write(SMALLEST.replace("app", "web"))
+
+    async def play() -> None:
+        async with parsing(first=first) as parser:
+            assert set((await parser.parse(at_start=True)).config.upstream) == {"app"}
+            assert set((await parser.parse()).config.upstream) == {"web"}
+            assert pid_of(parser) == first.pid
+
+    asyncio.run(play())
+
+
+def test_what_was_asked_before_is_passed_over_by_who_wants_to_know_now(folder: Folder) -> None:
+    folder.write("oops")
+    first = forked_and_asked()
+    assert select.select([first.stdout], [], [], 10)[0]
+    folder.write(SMALLEST)
+
+    async def play() -> None:
+        async with parsing(first=first) as parser:
+            assert set((await parser.parse()).config.upstream) == {"app"}
+            assert set((await parser.parse(at_start=True)).config.upstream) == {"app"}
+
+    asyncio.run(play())
+
+
+def test_a_fork_that_dies_is_followed_by_a_process(folder: Folder) -> None:
+    folder.write(SMALLEST)
+    first = forked_and_asked()
+
+    async def play() -> None:
+        async with parsing(first=first) as parser:
+            await parser.parse(at_start=True)
+            kill(first.pid)
+            assert set((await parser.parse()).config.upstream) == {"app"}
+            assert pid_of(parser) != first.pid
+
+    asyncio.run(play())
+
+
+def test_a_fork_keeps_nothing_of_ours_and_ends_with_us(folder: Folder) -> None:
+    ours, theirs = socket.socketpair()
+    first = forked_and_asked()
+    try:
+        assert select.select([first.stdout], [], [], 10)[0]
+        assert len(os.listdir(f"/proc/{first.pid}/fd")) == 3  # Questions, answers, stderr.
+        theirs.close()
+        assert ours.recv(1) == b""  # Nobody else holds the other end.
+        first.stdin.close()
+        first.wait()
+    finally:
+        first.kill()
+        first.stdout.close()
+        ours.close()

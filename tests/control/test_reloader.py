@@ -492,6 +492,6 @@ def test_the_file_is_parsed_in_a_child(tmp_path: Path) -> None:
             house.write(FILE.replace("10.0.0.2", "10.0.0.3"))
             await house.reloader.reload(BY)
             assert set(backends(house)) == {"10.0.0.1:80", "10.0.0.3:80"}
-            await parser.close()
+            parser.close()
 
     run(play)

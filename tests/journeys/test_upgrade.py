@@ -72,7 +72,7 @@ def counted(daemon: Daemon) -> int:
 def under_way(daemon: Daemon, backends: list[Backend]) -> Iterator[list[Answer]]:
     """Have a request under way for the length of the block."""
     got: list[Answer] = []
-    client = threading.Thread(target=lambda: got.append(daemon.ask("/hold")))
+    client = threading.Thread(target=lambda: got.append(daemon.ask("/hold", timeout=3 * PATIENCE)))
     client.start()
     try:
         until(lambda: any(each.holding.is_set() for each in backends), "it is under way")
@@ -206,9 +206,11 @@ def test_what_changes_meanwhile_reaches_the_new_workers(
     daemon: Make, backends: list[Backend], package: Path, tmp_path: Path
 ) -> None:
     hold = tmp_path / "hold"
-    wait = f"    while os.path.exists({str(hold)!r}):\n        time.sleep(0.01)\n"
+    wait = (
+        f"    import os, time\n    while os.path.exists({str(hold)!r}):\n        time.sleep(0.01)\n"
+    )
     start = '    daemonlog.start("controller")\n'
-    change(package, "controller.py", old=start, new=wait + start)
+    change(package, "controller_process.py", old=start, new=wait + start)
     one = daemon(config_of(backends), environ=of(package)).start()
     hold.touch()  # The new controller takes its time.
     one.send(signal.SIGUSR2)
@@ -302,7 +304,7 @@ def test_a_program_that_cannot_be_imported(daemon: Make, plain: str, package: Pa
     ("module", "old", "new"),
     [
         ("worker.py", "        metrics, edition, tables = fds\n", "        sys.exit(3)\n"),
-        ("controller.py", '    daemonlog.start("controller")\n', "    sys.exit(3)\n"),
+        ("controller_process.py", '    daemonlog.start("controller")\n', "    sys.exit(3)\n"),
         ("cli/running.py", "    refuse_mixtures(", "    ctx.exit(3)\n    refuse_mixtures("),
     ],
 )
