@@ -40,9 +40,10 @@ soak: $(VENV)/.installed-dev test-packages ## An instance under load and faults,
 	CHAOS_SECONDS=$(or $(SECONDS),600) CHAOS_SEED=$(or $(SEED),7) $(BIN)/python -m pytest --timeout $(TIMEOUT) -s tests/chaos
 	RELOADS=1000 $(BIN)/python -m pytest --timeout $(TIMEOUT) tests/journeys/test_faults_processes.py -k many_reloads
 
-soak-deep: $(VENV)/.installed-dev ## The simulator with all mutants, the wire's fuzzers: SECONDS=600 each
+soak-deep: $(VENV)/.installed-dev ## The simulator with all mutants, the wire's fuzzers, plugins at random: SECONDS=600 each
 	SIMULATOR_SECONDS=$(or $(SECONDS),600) $(BIN)/python -m pytest --timeout $(TIMEOUT) tests/simulator
 	WIRE_SECONDS=$(or $(SECONDS),100) WIRE_SEED=$(or $(SEED),7) $(BIN)/python -m pytest --timeout $(TIMEOUT) tests/wire/test_fuzz.py tests/wire/test_fuzz_nginx.py
+	PLUGIN_EXAMPLES=10000 $(BIN)/python -m pytest --timeout $(TIMEOUT) tests/wire/test_plugin_properties.py
 
 lint: $(VENV)/.installed-dev ## Check style, format and spelling
 	$(BIN)/ruff check

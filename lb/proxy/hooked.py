@@ -12,7 +12,7 @@ request is held as for a slow backend, and what comes of the response is put asi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -20,7 +20,7 @@ from lb.http1.framing import BodyReader, Octets
 from lb.http1.head import RequestHead, ResponseFields, ResponseHead, altered, made_head
 from lb.http1.replies import REASONS, Reply, body_of, has_body
 from lb.plugin import End, Request, Response, Transform
-from lb.plugin_code import FAILURES
+from lb.plugin_code import FAILURES, described
 from lb.proxy.chain import Chain, LivePlugin, Outcome
 from lb.proxy.exchange import Exchange
 from lb.proxy.trying import Step
@@ -66,6 +66,7 @@ class Hooked:
     _aside: list[Callable[[], None]] | None = None  # What came while a hook waited.
     _early: list[tuple[bytes, bool]] | None = None  # Of the body, before all had been asked.
     _outward: tuple[Transform, ...] = ()
+    _unread = False  # Of a body that is replaced, the client has not sent all there is.
     _shown = False  # Plugins have seen the response, or are seeing it.
     _waited: asyncio.Future[Reply | None] | None = None
     _wait_ends: asyncio.TimerHandle | None = None
@@ -114,12 +115,13 @@ class Hooked:
         exchange._head = self._altered_head(req)
         if req._id is not None:
             exchange._request_id = req._id.encode()
+        self._unread = req.new_body is not None and not exchange._whole
         early, self._early = self._early, None
         for payload, whole in early or ():
             # Only now is it known who changes it, and how it is framed.
             exchange._bytes_in -= len(payload)
             exchange.request_data(payload, whole=whole)
-            if self._over:
+            if self._over or self._shown:  # It is being answered.
                 return
         if req.new_body is not None:
             exchange._held = [req.new_body]
@@ -170,6 +172,7 @@ class Hooked:
             return payload
         exchange._bytes_in += len(payload)
         if req.new_body is not None:
+            self._unread = not whole
             return None  # It goes nowhere.
         try:
             data = (_through if whole else _passed)(req.transforms, payload)
@@ -183,6 +186,8 @@ class Hooked:
 
     def answered(self, reply: Reply) -> bool:
         """Show an answer of our own to the plugins, and send it as they have it."""
+        if self._unread:
+            self._exchange._keep = False
         if self._shown or not self._chain.responds or self._req.asked < 0:
             return False
         self._shown = True
@@ -200,6 +205,8 @@ class Hooked:
     ) -> bool:
         """Take a response's head, and show it to the plugins."""
         chain, exchange = self._chain, self._exchange
+        if self._unread:
+            exchange._keep = False
         if not chain.responds or self._shown:
             return False
         assert exchange._upstream is not None, "see start"
@@ -365,7 +372,10 @@ class Hooked:
         if hook == "on_response" and backend is not None:
             self._aside = [] if self._aside is None else self._aside
             backend.pause_reading()
-        future = asyncio.ensure_future(work, loop=loop)
+        future = loop.create_task(_contained(work))
+        if isinstance(work, Coroutine):
+            # One that is cancelled before its first step would be said to be forgotten.
+            future.add_done_callback(lambda _: work.close())
         self._waited = future
         self._wait_ends = loop.call_later(HOOK_SECONDS_MAX, future.cancel)
         future.add_done_callback(lambda done: self._waited_for(done, hook, live, then))
@@ -427,6 +437,14 @@ class Hooked:
         if self._wait_ends is not None:
             self._wait_ends.cancel()
             self._wait_ends = None
+
+
+async def _contained(work: Awaitable[Reply | None]) -> Reply | None:
+    """Have no exit() of a plugin's get into the loop, which would end for everybody."""
+    try:
+        return await work
+    except (SystemExit, GeneratorExit) as error:
+        raise RuntimeError(described(error)) from error
 
 
 def _altered_response(head: ResponseHead, res: Response, *, has_body: bool) -> ResponseHead:
