@@ -15,7 +15,7 @@ from journeys.kit import Backend, Daemon
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HEALTH = 'health = { path = "/healthz", interval = "100ms", timeout = "1s", rise = 1, fall = 1 }'
-PATIENCE_MS = 20_000.0  # For what should take a second: the machine may be busy.
+PATIENCE_MS = 60_000.0  # For what should take a second: the machine may be busy.
 ALONE = (  # Nothing that a browser does by itself: this machine may have no way out.
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),

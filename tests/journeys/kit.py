@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 20.0  # Seconds for what should take one: the machine may be busy.
+PATIENCE = 60.0  # Seconds for what should take one: the machine may be slow, and busy.
 STEP = 0.02
 
 T = TypeVar("T")

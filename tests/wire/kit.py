@@ -24,7 +24,7 @@ from lb.proxy.shared_table import create as create_tables
 from lb.proxy.switchboard import Switchboard
 from lb.proxy.upstream import LiveEndpoint
 
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0
 LISTENER = Listener("web", ("127.0.0.1:0",), upstream="app")
 
 
