@@ -18,7 +18,7 @@ from lb.control.admin_guard import HEADERS
 from lb.control.admin_static import load_pages
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-PATIENCE_MS = 20_000.0
+PATIENCE_MS = 60_000.0
 ALONE = (  # Nothing that a browser does by itself: this machine may have no way out.
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
