@@ -69,6 +69,8 @@ def forked() -> Forked:
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal's, for the supervisor.
+            with open("/proc/self/comm", "w") as name:
+                name.write("lb-parser")
             _keep_only(STDERR, asked, answer)
             with open(asked, "rb") as questions, open(answer, "wb") as to:
                 serve(questions, to)

@@ -245,6 +245,7 @@ def test_a_fork_keeps_nothing_of_ours_and_ends_with_us(folder: Folder) -> None:
     first = forked_and_asked()
     try:
         assert select.select([first.stdout], [], [], 10)[0]
+        assert Path(f"/proc/{first.pid}/comm").read_text() == "lb-parser\n"
         assert len(os.listdir(f"/proc/{first.pid}/fd")) == 3  # Questions, answers, stderr.
         theirs.close()
         assert ours.recv(1) == b""  # Nobody else holds the other end.
