@@ -16,7 +16,7 @@ import random
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from hashlib import blake2b
 from types import ModuleType, UnionType
 from typing import Any, Final
@@ -268,6 +268,14 @@ def line_in(error: BaseException, file: str) -> int:
     """The innermost line of a file that an exception came through; 0 if it came from elsewhere."""
     frames = traceback.extract_tb(error.__traceback__)
     return next((each.lineno or 0 for each in reversed(frames) if each.filename == file), 0)
+
+
+async def contained(work: Awaitable[Any]) -> Any:
+    """Await what a plugin does; no exit() of its gets into the loop, which would end for all."""
+    try:
+        return await work
+    except (SystemExit, GeneratorExit) as error:
+        raise RuntimeError(described(error)) from error
 
 
 # --- Configs ----------------------------------------------------------------------------------

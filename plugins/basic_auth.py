@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib
 import os
 import re
 import secrets
@@ -18,9 +17,10 @@ from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Final
+from typing import Final
 
 from lb.plugin import Duration, HeaderName, Headers, Plugin, Reply, Request, Secret, reply
+from lb.plugin_outside import library, read_file, stamp_of
 
 LOOKED_EVERY_S: Final = 1.0
 REMEMBERED_MAX: Final = 10_000  # Credentials that were right, a worker.
@@ -101,7 +101,7 @@ class BasicAuth(Plugin["BasicAuth.Config"]):
         self._too_many = reply(503, {"Retry-After": str(RETRY_AFTER_S)}, cause="limited")
         self._stamp: object = None
         if config.file:
-            self._stamp = _stamp_of(config.file)
+            self._stamp = stamp_of(config.file)
             self._users = _users_in(config.file)
             self.ctx.every(LOOKED_EVERY_S, self._look)
         else:
@@ -113,7 +113,7 @@ class BasicAuth(Plugin["BasicAuth.Config"]):
 
     def _look(self) -> None:
         """Read the file again if it is another one; a bad one leaves what there is."""
-        stamp = _stamp_of(self.config.file)
+        stamp = stamp_of(self.config.file)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -219,9 +219,9 @@ def _credentials_in(given: str) -> tuple[bytes, bytes] | None:
 def _matches(hash_: str, password: bytes, known: bool) -> bool:
     """Whether it is the password; takes as long for an unknown name, and says no."""
     if hash_.startswith("$2"):
-        right = _library("bcrypt").checkpw(password[:BCRYPT_BYTES], hash_.encode())
+        right = library("bcrypt").checkpw(password[:BCRYPT_BYTES], hash_.encode())
     else:
-        argon2 = _library("argon2")
+        argon2 = library("argon2")
         try:
             right = argon2.PasswordHasher().verify(hash_, password)
         except argon2.exceptions.VerifyMismatchError:
@@ -231,13 +231,7 @@ def _matches(hash_: str, password: bytes, known: bool) -> bool:
 
 def _users_in(file: str) -> Users:
     """Read lines of NAME:HASH. ValueError with the line that is wrong."""
-    try:
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
-            content = opened.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    if len(content) > FILE_BYTES_MAX:
-        raise ValueError(f"{file} has more than {FILE_BYTES_MAX} bytes")
+    content = read_file(file, FILE_BYTES_MAX)
     users: Users = {}
     for number, line in enumerate(map(bytes.strip, content.split(b"\n")), 1):
         if not line or line.startswith(b"#"):
@@ -257,32 +251,16 @@ def _judge(name: str, hash_: str, where: str) -> None:
         raise ValueError(f"{where}: a name has 1 to 255 characters, no colon and no control")
     bcrypt = _BCRYPT.fullmatch(hash_)
     if bcrypt is not None:
-        _library("bcrypt")
+        library("bcrypt")
         if not 4 <= int(bcrypt[1]) <= COST_MAX:
             raise ValueError(f"{where}: the cost of bcrypt is from 4 to {COST_MAX}")
         return
     if _ARGON2.match(hash_) is None:
         raise ValueError(f"{where}: neither bcrypt nor argon2; `htpasswd -B` writes bcrypt")
-    argon2 = _library("argon2")
+    argon2 = library("argon2")
     try:
         cost = argon2.extract_parameters(hash_)
     except (argon2.exceptions.InvalidHash, ValueError):
         raise ValueError(f"{where}: this argon2 hash is not whole") from None
     if cost.memory_cost * cost.time_cost > WORK_KIB_MAX:
         raise ValueError(f"{where}: this argon2 hash takes too much memory or time")
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ValueError(f"{name} is not there: pip install 'accord-lb[plugins]'") from None
-
-
-def _stamp_of(file: str) -> object:
-    """What changes when a file does; None while there is none."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -8,26 +8,20 @@ a login page.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import importlib
-import importlib.util
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Final, Literal
 
 from lb.plugin import Duration, HeaderName, Headers, Plugin, Reply, Request, reply
+from lb.plugin_outside import AUTOMATIC, Web, as_utf8, check_url
 
 if TYPE_CHECKING:
-    from aiohttp import ClientResponse, ClientSession
+    from aiohttp import ClientResponse
 
 BODY_BYTES_MAX: Final = 64 * 1024  # Of an answer that is passed on.
 TIMEOUT_MAX_S: Final = 25.0  # A hook may take 30.
 AT_ONCE_MAX: Final = 10_000
 RETRY_AFTER_S: Final = 1
 SAID_EVERY_S: Final = 10.0  # That there was no answer.
-KEEPALIVE_S: Final = 15.0
-AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 NOT_PASSED_ON: Final = frozenset(
     {
         "connection",
@@ -86,20 +80,17 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
         )
 
         def __post_init__(self) -> None:
-            _check_url(self.url)
+            check_url(self.url, "http://127.0.0.1:9091/verify")
             if not 0 < self.timeout <= TIMEOUT_MAX_S:
                 raise ValueError(f"timeout is more than 0, and at most {TIMEOUT_MAX_S:g}s")
             if not 1 <= self.at_once <= AT_ONCE_MAX:
                 raise ValueError(f"at_once is from 1 to {AT_ONCE_MAX:,}")
             for name in (*self.headers, *self.backend_headers):
                 Headers(b"", b"").set(name, "")
-            if importlib.util.find_spec("aiohttp") is None:
-                raise ValueError("aiohttp is not there: pip install 'accord-lb[plugins]'")
 
     def start(self) -> None:
         """Count from nothing; connections come with the first question."""
-        self._aiohttp: Any = None
-        self._session: ClientSession | None = None
+        self._web = Web(self.config.at_once, self.config.timeout)
         self._running = 0
         self._said = -SAID_EVERY_S
         self._denied = self.ctx.count("denied")
@@ -108,8 +99,7 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
 
     def stop(self) -> None:
         """Close what is open."""
-        if self._session is not None:
-            _close(self._session)
+        self._web.close()
 
     async def on_request(self, req: Request) -> Reply | None:
         """Ask."""
@@ -123,7 +113,7 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
 
     async def _ask(self, req: Request) -> Reply | None:
         config = self.config
-        session = self._session or await self._connect()
+        session = await self._web.session()
         try:
             async with session.request(
                 req.method if config.method == "same" else config.method,
@@ -139,23 +129,8 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
                 return await _passed_on(answer)
         except TimeoutError:
             return self._without_answer(req, f"no answer within {config.timeout:g} s")
-        except (self._aiohttp.ClientError, OSError, ValueError) as error:
+        except self._web.errors as error:
             return self._without_answer(req, str(error) or type(error).__name__)
-
-    async def _connect(self) -> ClientSession:
-        # Importing it takes a quarter of a second, in which others want to be served.
-        aiohttp = self._aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
-        if self._session is None:
-            limit = self.config.at_once
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=KEEPALIVE_S),
-                # One client's cookies are nothing to the next.
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=self.config.timeout),
-                auto_decompress=False,
-            )
-        assert self._session is not None
-        return self._session
 
     def _shown(self, req: Request) -> list[tuple[str, str]]:
         """What is said of a request."""
@@ -169,7 +144,7 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
         ]
         for name in self.config.headers:
             shown += [(name, value) for value in req.headers.all(name)]
-        return [(name, value if value.isascii() else _text(value)) for name, value in shown]
+        return [(name, as_utf8(value)) for name, value in shown]
 
     def _let_in(self, req: Request, answer: ClientResponse | None) -> None:
         """Give the backend what was said; what the client wrote into these headers goes."""
@@ -196,14 +171,6 @@ class ForwardAuth(Plugin["ForwardAuth.Config"]):
         return None
 
 
-def _close(session: ClientSession) -> None:
-    """Close its connections now: where a worker ends, no loop is left to wait in."""
-    closing = session.close()
-    with contextlib.suppress(StopIteration):
-        closing.send(None)  # All is closed by its first step; the others see it off.
-        closing.close()
-
-
 async def _passed_on(answer: ClientResponse) -> Reply:
     """Return an answer as the client gets it. ValueError if it cannot be passed on."""
     body = b""
@@ -217,19 +184,3 @@ async def _passed_on(answer: ClientResponse) -> Reply:
         if name.decode("latin-1").lower() not in NOT_PASSED_ON
     ]
     return reply(answer.status, fields, body)
-
-
-def _text(value: str) -> str:
-    """Return octets as they are written in UTF-8; what is none of that, nobody takes for a name."""
-    return value.encode("latin-1").decode("utf-8", "replace")
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-        odd = odd or bool(parts.username or parts.fragment)
-    except ValueError:
-        odd = True
-    if odd:
-        raise ValueError(f"{url} is no URL like http://127.0.0.1:9091/verify")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import importlib.util
 import json
 import os
 import re
@@ -21,9 +20,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 from lb.plugin import Duration, HeaderName, Headers, Plugin, Reply, Request, Secret, reply
+from lb.plugin_outside import check_url, library, read_file, stamp_of
 
 LOOKED_EVERY_S: Final = 1.0  # At a file.
 UNKNOWN_EVERY_S: Final = 30.0  # Between two fetches because of a key that nobody knows.
@@ -145,14 +144,14 @@ class Jwt(Plugin["Jwt.Config"]):
                 if file and not os.path.isabs(file):
                     raise ValueError(f"write the whole path of {file}, from the root")
             if self.jwks_url:
-                _check_url(self.jwks_url)
+                check_url(self.jwks_url, "https://login.example.com/jwks.json")
             if self.refresh < UNKNOWN_EVERY_S:
                 raise ValueError(f"refresh is at least {UNKNOWN_EVERY_S:g}s")
             for name in self.claims.values():
                 Headers(b"", b"").set(name, "")
             if _REALM.fullmatch(self.realm) is None:
                 raise ValueError("realm is at most 255 visible ASCII characters")
-            _library()
+            library("jwt", "PyJWT")
 
         def _check_algorithms(self, source: str) -> None:
             for algorithm in self.algorithms:
@@ -165,7 +164,7 @@ class Jwt(Plugin["Jwt.Config"]):
     def start(self) -> None:
         """Get the keys, or begin to."""
         config = self.config
-        self._jwt = _library()
+        self._jwt = library("jwt", "PyJWT")
         self._mark_key = secrets.token_bytes(32)
         self._good: dict[bytes, tuple[float, tuple[str | None, ...]]] = {}
         self._headers = tuple(config.claims.values())
@@ -185,7 +184,7 @@ class Jwt(Plugin["Jwt.Config"]):
             by_algorithm = {str(each): config.secret.encode() for each in config.algorithms}
             self._keys = (Key(None, by_algorithm),)
         elif file:
-            self._stamp = _stamp_of(file)
+            self._stamp = stamp_of(file)
             self._keys = self._keys_of_file()
             self.ctx.every(LOOKED_EVERY_S, self._look)
         else:
@@ -351,7 +350,7 @@ class Jwt(Plugin["Jwt.Config"]):
 
     def _look(self) -> None:
         """Read the file again if it is another one; a bad one leaves what there is."""
-        stamp = _stamp_of(self.config.key_file or self.config.jwks_file)
+        stamp = stamp_of(self.config.key_file or self.config.jwks_file)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -363,7 +362,7 @@ class Jwt(Plugin["Jwt.Config"]):
     def _keys_of_file(self) -> tuple[Key, ...]:
         config = self.config
         file = config.key_file or config.jwks_file
-        content = _read(file)
+        content = read_file(file, FILE_BYTES_MAX)
         try:
             if config.jwks_file:
                 return _key_set(content, config.algorithms)
@@ -407,7 +406,7 @@ def _key_set(content: bytes, algorithms: Iterable[str]) -> tuple[Key, ...]:
 
 
 def _key_in(written: dict[str, Any], algorithms: Iterable[str]) -> Key:
-    jwt = _library()
+    jwt = library("jwt", "PyJWT")
     kid, kind, curve = written.get("kid"), written["kty"], written.get("crv")
     fitting = _RSA if kind == "RSA" else {_CURVES.get(str(curve))} if kind in ("EC", "OKP") else ()
     if written.get("use", "sig") != "sig" or "verify" not in written.get("key_ops", ["verify"]):
@@ -425,7 +424,7 @@ def _key_in(written: dict[str, Any], algorithms: Iterable[str]) -> Key:
 
 
 def _pem_key(content: bytes, algorithms: Iterable[str]) -> Key:
-    jwt = _library()
+    jwt = library("jwt", "PyJWT")
     if b"PRIVATE KEY" in content:
         raise ValueError("this is a private key: `openssl pkey -pubout` makes the public one")
     if b"BEGIN CERTIFICATE" in content:
@@ -475,43 +474,3 @@ async def _body_of(url: str) -> bytes:
         raise ValueError(f"{url} did not answer within {FETCH_S:g} s") from None
     except (aiohttp.ClientError, OSError) as error:
         raise ValueError(f"{url}: {error}") from None
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-        odd = odd or bool(parts.username or parts.fragment)
-    except ValueError:
-        odd = True
-    if odd:
-        raise ValueError(f"{url} is no URL like https://login.example.com/jwks.json")
-    if importlib.util.find_spec("aiohttp") is None:
-        raise ValueError("aiohttp is not there: pip install 'accord-lb[plugins]'")
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("jwt")
-    except ImportError:
-        raise ValueError("PyJWT is not there: pip install 'accord-lb[plugins]'") from None
-
-
-def _read(file: str) -> bytes:
-    try:
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
-            content = opened.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
-    if len(content) > FILE_BYTES_MAX:
-        raise ValueError(f"{file} has more than {FILE_BYTES_MAX} bytes")
-    return content
-
-
-def _stamp_of(file: str) -> object:
-    """What changes when a file does; None while there is none."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns

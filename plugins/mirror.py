@@ -7,26 +7,18 @@ one too many, is not made, and that is counted.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib
-import importlib.util
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Any, Final, Literal
 
 from lb.plugin import Duration, End, HeaderName, Headers, Plugin, Request, Share, Size
-
-if TYPE_CHECKING:
-    from aiohttp import ClientSession
+from lb.plugin_outside import AUTOMATIC, Web, as_utf8, check_url
 
 AT_ONCE_MAX: Final = 500
 HELD_BYTES_MAX: Final = 256 * 1024 * 1024  # Bodies of all copies together, a worker.
 ANSWER_BYTES_MAX: Final = 256 * 1024  # Read of an answer; what has more loses its connection.
 SAID_EVERY_S: Final = 10.0  # That a copy failed.
-KEEPALIVE_S: Final = 15.0
-AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 class Stage(Enum):
@@ -83,7 +75,7 @@ class Mirror(Plugin["Mirror.Config"]):
         )
 
         def __post_init__(self) -> None:
-            _check_url(self.url)
+            check_url(self.url, "http://127.0.0.1:9009", "http://shadow/base", query=False)
             if not 1 <= self.at_once <= AT_ONCE_MAX:
                 raise ValueError(f"at_once is from 1 to {AT_ONCE_MAX}")
             if self.at_once * self.body_max > HELD_BYTES_MAX:
@@ -92,14 +84,11 @@ class Mirror(Plugin["Mirror.Config"]):
                 raise ValueError("timeout is more than 0, and at most 60s")
             for name in (self.mark, *self.strip):
                 Headers(b"", b"").set(name, "")
-            if importlib.util.find_spec("aiohttp") is None:
-                raise ValueError("aiohttp is not there: pip install 'accord-lb[plugins]'")
 
     def start(self) -> None:
         """Count from nothing; connections come with the first copy."""
         config = self.config
-        self._aiohttp: Any = None
-        self._session: ClientSession | None = None
+        self._web = Web(config.at_once, config.timeout)
         self._running = 0
         self._said = -SAID_EVERY_S
         self._base = config.url.rstrip("/")
@@ -111,8 +100,7 @@ class Mirror(Plugin["Mirror.Config"]):
 
     def stop(self) -> None:
         """Close what is open."""
-        if self._session is not None:
-            _close(self._session)
+        self._web.close()
 
     def on_request(self, req: Request) -> None:
         """Make a copy, of its head at least."""
@@ -157,7 +145,7 @@ class Mirror(Plugin["Mirror.Config"]):
 
     def _headers_of(self, req: Request) -> list[tuple[str, str]]:
         headers = [
-            (name, value if value.isascii() else _text(value))
+            (name, as_utf8(value))
             for name, value in req.headers
             if name.lower() not in self._left_out
         ]
@@ -174,7 +162,7 @@ class Mirror(Plugin["Mirror.Config"]):
 
     async def _send(self, copy: Copy) -> None:
         try:
-            session = self._session or await self._connect()
+            session = await self._web.session()
             yarl: Any = importlib.import_module("yarl")  # It comes with aiohttp.
             async with session.request(
                 copy.method,
@@ -188,16 +176,11 @@ class Mirror(Plugin["Mirror.Config"]):
                 while left > 0 and (piece := await answer.content.readany()):
                     left -= len(piece)
             self._sent()
-        except (TimeoutError, OSError, ValueError, self._errors) as error:
+        except self._web.errors as error:
             self._failed()
             self._say(error)
         finally:
             self._running -= 1
-
-    @property
-    def _errors(self) -> type[Exception]:
-        errors: type[Exception] = OSError if self._aiohttp is None else self._aiohttp.ClientError
-        return errors
 
     def _say(self, error: Exception) -> None:
         now = self.ctx.now()
@@ -205,21 +188,6 @@ class Mirror(Plugin["Mirror.Config"]):
             self._said = now
             why = str(error) or type(error).__name__
             self.ctx.log.warning("mirror could not send a copy to %s: %s", self.config.url, why)
-
-    async def _connect(self) -> ClientSession:
-        # Importing it takes a quarter of a second, in which others want to be served.
-        aiohttp = self._aiohttp = await asyncio.to_thread(importlib.import_module, "aiohttp")
-        if self._session is None:
-            limit = self.config.at_once
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=limit, keepalive_timeout=KEEPALIVE_S),
-                # One client's cookies are nothing to the next.
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=self.config.timeout),
-                auto_decompress=False,
-            )
-        assert self._session is not None
-        return self._session
 
 
 class Collector:
@@ -243,27 +211,3 @@ class Collector:
     def end(self) -> None:
         """Send it."""
         self._mirror.launch(self._copy)
-
-
-def _close(session: ClientSession) -> None:
-    """Close its connections now: where a worker ends, no loop is left to wait in."""
-    closing = session.close()
-    with contextlib.suppress(StopIteration):
-        closing.send(None)  # All is closed by its first step; the others see it off.
-        closing.close()
-
-
-def _text(value: str) -> str:
-    """Return octets as they are written in UTF-8; what is none of that is replaced."""
-    return value.encode("latin-1").decode("utf-8", "replace")
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        odd = parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0
-        odd = odd or bool(parts.username or parts.query or parts.fragment)
-    except ValueError:
-        odd = True
-    if odd:
-        raise ValueError(f"{url} is no URL like http://127.0.0.1:9009 or http://shadow/base")

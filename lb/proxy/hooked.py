@@ -20,7 +20,7 @@ from lb.http1.framing import BodyReader, Octets
 from lb.http1.head import RequestHead, ResponseFields, ResponseHead, altered, made_head
 from lb.http1.replies import REASONS, Reply, body_of, has_body
 from lb.plugin import End, Request, Response, Transform
-from lb.plugin_code import FAILURES, described
+from lb.plugin_code import FAILURES, contained
 from lb.proxy.chain import Chain, LivePlugin, Outcome
 from lb.proxy.exchange import Exchange
 from lb.proxy.trying import Step
@@ -372,7 +372,7 @@ class Hooked:
         if hook == "on_response" and backend is not None:
             self._aside = [] if self._aside is None else self._aside
             backend.pause_reading()
-        future = loop.create_task(_contained(work))
+        future = loop.create_task(contained(work))
         if isinstance(work, Coroutine):
             # One that is cancelled before its first step would be said to be forgotten.
             future.add_done_callback(lambda _: work.close())
@@ -437,14 +437,6 @@ class Hooked:
         if self._wait_ends is not None:
             self._wait_ends.cancel()
             self._wait_ends = None
-
-
-async def _contained(work: Awaitable[Reply | None]) -> Reply | None:
-    """Have no exit() of a plugin's get into the loop, which would end for everybody."""
-    try:
-        return await work
-    except (SystemExit, GeneratorExit) as error:
-        raise RuntimeError(described(error)) from error
 
 
 def _altered_response(head: ResponseHead, res: Response, *, has_body: bool) -> ResponseHead:

@@ -55,7 +55,7 @@ async def asking(
 
 def stopped(plugin: Plugin[Any]) -> None:
     plugin.stop()
-    session = plugin._session  # type: ignore[attr-defined]
+    session = plugin._web._session  # type: ignore[attr-defined]
     assert session is None or session.closed, "at once"
 
 

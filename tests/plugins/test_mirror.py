@@ -68,7 +68,7 @@ async def mirroring(
 
 def stopped(plugin: Plugin[Any]) -> None:
     plugin.stop()
-    session = plugin._session  # type: ignore[attr-defined]
+    session = plugin._web._session  # type: ignore[attr-defined]
     assert session is None or session.closed, "at once"
 
 
