@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -63,12 +62,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the run although a failed test left a thread behind, for which Python would wait."""
-    deadline = time.monotonic() + LEFT_SECONDS
-    others = [each for each in threading.enumerate() if each is not threading.main_thread()]
-    waited_for = [each for each in others if not each.daemon]
-    for thread in waited_for:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    left = [each.name for each in waited_for if each.is_alive()]
-    if left:
-        print(f"threads that tests left behind: {', '.join(left)}", file=sys.stderr, flush=True)
-        os._exit(1)
+    watchdog = threading.Timer(LEFT_SECONDS, give_up)
+    watchdog.daemon = True
+    watchdog.start()
+
+
+def give_up() -> None:
+    """End at once, as a failure, and say whom Python waits for."""
+    main = threading.main_thread()
+    left = [each.name for each in threading.enumerate() if each is not main and not each.daemon]
+    print(f"threads that tests left behind: {', '.join(left)}", file=sys.stderr, flush=True)
+    os._exit(1)
