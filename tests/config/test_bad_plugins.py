@@ -225,10 +225,10 @@ def with_config(fields: str) -> str:
 SETTINGS = {
     "a key that is none": (
         "limit: int = 3",
-        "limti = 4",
-        'lb.toml:3:20: error: "limti" is not a key of plugin a\n'
-        '    3 | use = { use = "a", limti = 4 }\n'
-        '      |                    ^^^^^ did you mean "limit"?\n'
+        "limits = 4",
+        'lb.toml:3:20: error: "limits" is not a key of plugin a\n'
+        '    3 | use = { use = "a", limits = 4 }\n'
+        '      |                    ^^^^^^ did you mean "limit"?\n'
         "1 error; nothing was changed",
     ),
     "a value of another type": (

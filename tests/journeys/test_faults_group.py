@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator
@@ -127,11 +128,12 @@ def test_a_slow_disk_of_one_and_of_all(three: Group) -> None:
     term = leader.status()["term"]
     with in_use(three):
         with slow_disk(three.followers()[0]):
-            assert write(leader, weight=1) in (200, 201)
-            began = time.monotonic()
-            for weight in range(2, 7):
-                assert write(leader, weight=weight) == 200
-            assert time.monotonic() - began < 5 * SLOW_S, "nobody waits for the slow one"
+            took = []
+            for weight in range(1, 10):
+                began = time.monotonic()
+                assert write(leader, weight=weight) in (200, 201)
+                took.append(time.monotonic() - began)
+            assert statistics.median(took) < SLOW_S, f"nobody waits for the slow one: {took}"
         with slow_disk(*three):
             for each in three:
                 began = time.monotonic()
