@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # Seconds for what should take one: the machine may be slow, and busy.
 STEP = 0.02
+BREATH = 0.005  # Seconds between two requests of a client that asks all the time.
 
 T = TypeVar("T")
 
@@ -340,7 +341,7 @@ class Backend:
 class Load:
     """
     Clients that ask until told to stop; every failure is kept. Over kept connections, or over
-    a `fresh` one each time.
+    a `fresh` one each time. They take breath, or daemon and test would have no CPU to live on.
     """
 
     def __init__(self, port: int, clients: int = 4, *, fresh: bool = False) -> None:
@@ -371,7 +372,7 @@ class Load:
 
     def _run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        while not self._stopping.is_set():
+        while not self._stopping.wait(BREATH):
             try:
                 connection.request("GET", "/")
                 answer = Answer(connection.getresponse())
