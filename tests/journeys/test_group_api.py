@@ -25,10 +25,17 @@ QUORUM_SECONDS_MAX = 5.0
 def three(tmp_path: Any, backends: list[Backend]) -> Iterator[Group]:
     made = Group(tmp_path, config_of(backends, listener='upstream = "app"') + SPARE)
     try:
-        yield made.start()
+        made.start().everywhere(has_decided, "what the files say is in the registry")
+        yield made
         assert "Traceback" not in made.log(10_000)
     finally:
         made.end()
+
+
+def has_decided(instance: Instance) -> bool:
+    """Whether no file is to be proposed any more, which would be revisions nobody counts on."""
+    shown = instance.admin("/v1/upstreams").json()["upstreams"]
+    return all(each["revision"] for each in shown)
 
 
 @contextlib.contextmanager
