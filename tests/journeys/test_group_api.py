@@ -152,7 +152,10 @@ def test_a_backup_is_put_back_and_events_begin_with_this_controller(three: Group
     first.stop()
     first.launch()
     first.ready()
-    until(lambda: first.status()["revision"] == before + 1, "it knows what it knew")
+    until(
+        lambda: first.status()["revision"] == before + 1,
+        lambda: f"revision {before + 1}, not {first.status()}\n{three.log()}",
+    )
     with events(first, f"?from={before + 1}") as answer:
         problem = json.loads(answer.read())
     assert (answer.status, problem["code"]) == (410, "compacted")
