@@ -145,9 +145,9 @@ def check(cls: type[Plugin[Any]], file: str) -> None:
 
 def _check_hook(cls: type[Plugin[Any]], hook: str, names: tuple[str, ...], file: str) -> None:
     """Refuse a hook that could not be called. PluginError."""
-    found = inspect.getattr_static(cls, hook, None)
-    if found is None:
+    if not hasattr(cls, hook):
         return
+    found = inspect.getattr_static(cls, hook)
     if not callable(getattr(cls, hook)):
         raise PluginError(f"{cls.__name__}.{hook} is not a function", file=file)
     if inspect.isfunction(found):

@@ -171,7 +171,9 @@ def _answer_and_end(path: str, answer: int, said: int) -> NoReturn:
     status = 1
     try:
         signal.alarm(int(PARSE_SECONDS_MAX) + 1)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (OUTPUT_BYTES_MAX, OUTPUT_BYTES_MAX))
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        most = OUTPUT_BYTES_MAX if hard == resource.RLIM_INFINITY else min(hard, OUTPUT_BYTES_MAX)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
         os.dup2(said, STDOUT)
         os.dup2(said, STDERR)
         plain = json.dumps(parsed(path)).encode()

@@ -186,9 +186,10 @@ class Chain:
         asking = self._asking
         if after >= 0:
             asking = tuple(each for each in asking if each[2] > after)
-        if sampled := self.sampling:
+        if self.sampling:
             self.sampling = False
             req.sampled = True
+        sampled = req.sampled
         before = monotonic()
         for hook, live, at in asking:
             try:

@@ -405,7 +405,8 @@ class Hooked:
         aside, self._aside = self._aside, None
         then(reply)
         if aside is not None:
-            if self._exchange._backend is not None:
+            # Another hook may wait by now: what it puts aside has to stay bounded.
+            if self._aside is None and self._exchange._backend is not None:
                 self._exchange._backend.resume_reading()
             for each in aside:
                 if not self._over:

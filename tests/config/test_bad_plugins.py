@@ -107,6 +107,7 @@ BAD = {
         ),
     ),
     "a hook that is none": (method("on_request = 3"), "p/a.py: error: A.on_request is not a func"),
+    "a hook that is nothing": (method("on_request = None"), "A.on_request is not a function"),
     "a Config that is none": (
         method("class Config:\n    limit: int = 3"),
         "p/a.py: error: A.Config is not a dataclass; write @dataclass\n",
